@@ -1,0 +1,211 @@
+"""NumPy or CuPy: where arrays live, and how a batch is shared among the cores.
+
+This is the only file that names CuPy. Everything above it works on *arrays*, asks `array_module(x)` for the library
+that made them, and calls functions of that library:
+
+    xp = array_module(x)        # numpy for a NumPy array, cupy for a CuPy array
+    y = xp.maximum(x, 0)
+
+On a CPU the heavy operations walk over the batch in chunks small enough for the cache, and several threads ("lanes")
+share the chunks. An operation writes that as an ordinary loop and hands it to `in_lanes`:
+
+    def lane(chunks):
+        for s in chunks:                    # s is a slice of the batch
+            out[s] = heavy(x[s])
+    in_lanes(lane, x, item_bytes)
+
+On a GPU, which is parallel by itself, the same loop runs once, over one slice that holds the whole batch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+Array = Any  # a NumPy array, or one of a registered array module
+T = TypeVar("T")
+
+
+# ---- which library made this array? ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library: its functions, and how arrays cross to it and back."""
+
+    name: str
+    xp: ModuleType | Any
+    array_type: type
+    to_device: Callable[[np.ndarray], Array]
+    to_host: Callable[[Array], np.ndarray]
+
+
+_backends = {"cpu": Backend("cpu", np, np.ndarray, np.asarray, np.asarray)}
+
+
+def register(backend: Backend) -> None:
+    """Add an array library, so that `array_module` knows its arrays and `to_device` its name."""
+    _backends[backend.name] = backend
+
+
+def _backend_of(x: Array) -> Backend:
+    for backend in _backends.values():
+        if isinstance(x, backend.array_type):
+            return backend
+    return _backends["cpu"]  # numbers and lists: NumPy can take them
+
+
+def array_module(x: Array) -> Any:
+    """The library whose functions work on `x`: `numpy`, `cupy`, or one that was registered."""
+    return _backend_of(x).xp
+
+
+def device_of(x: Array) -> str:
+    """The name of the device that holds `x`: "cpu", "gpu", or a registered one."""
+    return _backend_of(x).name
+
+
+def to_device(x: Array, device: str) -> Array:
+    """`x` on `device` ("cpu" or "gpu"); the same array where it is there already."""
+    if device == "gpu" and "gpu" not in _backends:
+        _register_cupy()
+    if device not in _backends:
+        raise ValueError(f"device: wanted one of {', '.join(sorted({'gpu', *_backends}))}, got {device!r}")
+    if device_of(x) == device and not np.isscalar(x):
+        return x
+    return _backends[device].to_device(to_host(x))
+
+
+def to_host(x: Array) -> np.ndarray:
+    """`x` as a NumPy array; the same array where it is one already."""
+    return _backend_of(x).to_host(x)
+
+
+def _register_cupy() -> None:
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError("device 'gpu' needs CuPy: pip install -e '.[gpu]'") from error
+    if not cupy.is_available():
+        raise RuntimeError("device 'gpu': CuPy is installed but finds no usable GPU (driver missing or too old?)")
+    register(Backend("gpu", cupy, cupy.ndarray, cupy.asarray, cupy.asnumpy))
+
+
+# ---- chunks of the batch, shared among threads ----------------------------------------------------------------------
+
+CHUNK_BYTES = 256 * 1024  # a chunk's scratch arrays should fit a core's L2 cache beside its input and output
+
+_blas = ThreadpoolController()
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_limit: Any = None
+_threads = 0
+_pool: ThreadPoolExecutor | None = None
+_local = threading.local()
+
+
+def threads() -> int:
+    """The number of threads that share a batch: `set_threads`, else `MINIRES_THREADS`, else one a core."""
+    return _threads or _threads_from_environment()
+
+
+def _threads_from_environment() -> int:
+    text = os.environ.get("MINIRES_THREADS", "")
+    if not text:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"MINIRES_THREADS: wanted a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def set_threads(n: int) -> None:
+    """Let `n` threads share each batch. Results differ by float rounding only, and repeat exactly for the same `n`."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"threads: wanted a whole number from 1 on, got {n!r}")
+    global _threads
+    _threads = n
+    _forget_pool()
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has the pool's object but none of its threads
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def in_lanes(lane: Callable[[Iterator[slice]], T], x: Array, item_bytes: int) -> list[T]:
+    """Run `lane(chunks)` in every thread, each with its own share of the batch `x`, and list what the lanes return.
+
+    `chunks` yields slices of the first axis of `x`, of about CHUNK_BYTES / `item_bytes` items each. Who gets which
+    slice is fixed by the batch size and the number of threads, so sums over `chunks` repeat bit for bit. While lanes
+    run, BLAS keeps to one thread a lane.
+    """
+    n = len(x)
+    if array_module(x) is not np:
+        return [lane(iter([slice(0, n)]))]
+    lanes = min(threads(), n) or 1
+    edges = [n * i // lanes for i in range(lanes + 1)]
+    step = max(1, CHUNK_BYTES // item_bytes)
+    shares = [_slices(lo, hi, step) for lo, hi in zip(edges, edges[1:], strict=False)]
+    with one_blas_thread():
+        others = [_threads_pool().submit(lane, share) for share in shares[1:]]
+        try:
+            first = lane(shares[0])
+        finally:  # also when lane 0 fails: no lane may outlive the call
+            results = [other.result() for other in others]
+        return [first, *results]
+
+
+def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    """Slices from `start` to `stop`, all within one item of the same length and at most `step` long."""
+    count = -(-(stop - start) // step) or 1
+    edges = [start + (stop - start) * i // count for i in range(count + 1)]
+    return (slice(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False))
+
+
+def _threads_pool() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="minires")
+    return _pool
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Hold BLAS to one thread. The limit is the process's, so the first to ask sets it and the last sets it back."""
+    global _blas_users, _blas_limit
+    with _blas_lock:
+        _blas_users += 1
+        if _blas_users == 1:
+            _blas_limit = _blas.limit(limits=1, user_api="blas")
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0:
+                _blas_limit.restore_original_limits()
+
+
+def scratch(name: str, shape: tuple[int, ...], like: Array) -> Array:
+    """An array to work in, of `like`'s dtype, kept per thread and handed out again; it holds what was left in it."""
+    xp = array_module(like)
+    if xp is not np:
+        return xp.empty(shape, like.dtype)
+    kept = _local.__dict__.setdefault("arrays", {})
+    key = (name, shape, like.dtype)
+    if key not in kept:
+        kept[key] = np.empty(shape, like.dtype)
+    return kept[key]
