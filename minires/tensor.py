@@ -152,7 +152,12 @@ class Tensor:
             if tensor.node is None:
                 continue
             node, tensor.node = tensor.node, FREED
-            for parent, g in zip(node.parents, node.backward(grad), strict=True):
+            parent_grads = node.backward(grad)
+            if not isinstance(parent_grads, tuple) or len(parent_grads) != len(node.parents):
+                came = len(parent_grads) if isinstance(parent_grads, tuple) else type(parent_grads).__name__
+                raise RuntimeError(f"backward of {node.name}: wanted a tuple of {len(node.parents)} gradients, one "
+                                   f"for each input, got {came}")  # fmt: skip
+            for parent, g in zip(node.parents, parent_grads, strict=True):
                 if not parent.requires_grad:
                     continue
                 if g is None or g.shape != parent.shape:
@@ -312,10 +317,15 @@ class Tensor:
     def __getitem__(self, index: Any) -> Tensor:
         """z = x[index];  dx = dz added in at `index` of an array of zeros (an entry picked twice gathers twice)."""
         xp, shape, dtype = array_module(self.data), self.shape, self.dtype
+        parts = index if isinstance(index, tuple) else (index,)
+        each_once = all(isinstance(p, int | slice) or p in (None, Ellipsis) for p in parts)
 
         def backward(grad: Array) -> Gradients:
             out = xp.zeros(shape, dtype)
-            xp.add.at(out, index, grad)
+            if each_once:
+                out[index] = grad
+            else:
+                xp.add.at(out, index, grad)
             return (out,)
 
         return Tensor.from_op(xp.asarray(self.data[index]), (self,), backward, "slice")
@@ -368,6 +378,8 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`;  each gets its own part of the gradient back."""
     if not tensors:
         raise ValueError("concatenate: wanted at least one tensor, got none")
+    if len({t.dtype for t in tensors}) > 1:
+        raise TypeError(f"concatenate: dtypes differ: {', '.join(str(t.dtype) for t in tensors)}; convert one of them")
     xp = array_module(tensors[0].data)
     edges = np.cumsum([t.shape[axis] for t in tensors])[:-1].tolist()
     out = xp.concatenate([t.data for t in tensors], axis=axis)

@@ -1,0 +1,242 @@
+"""Layers: operations together with the parameters they learn.
+
+A `Module` is a Python object whose attributes are parameters (Tensors), buffers (plain arrays: running statistics)
+and other modules. The names of the attributes, joined by dots, name every parameter: `layer1.0.conv1.weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minires import functional as F
+from minires.backend import Array, device_of, to_device, to_host
+from minires.conv import conv2d, global_avg_pool, max_pool2d
+from minires.norm import batch_norm, layer_norm
+from minires.tensor import Tensor
+
+
+class Module:
+    """A layer, a block or a whole net. Subclasses set attributes in __init__ and define `forward`."""
+
+    training = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, each with its dotted name, in the order they were made."""
+        yield prefix, self
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield from value.modules(f"{prefix}.{name}" if prefix else name)
+
+    def _attributes(self, kind: Any) -> Iterator[tuple[str, Any]]:
+        for prefix, module in self.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, kind):
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every learned tensor with its dotted name."""
+        return self._attributes(Tensor)
+
+    def parameters(self) -> list[Tensor]:
+        """Every learned tensor."""
+        return [p for _, p in self.named_parameters()]
+
+    def named_buffers(self) -> Iterator[tuple[str, Array]]:
+        """Every array that is kept but not learned, with its dotted name."""
+        for prefix, module in self.modules():
+            for name, value in vars(module).items():
+                if hasattr(value, "dtype") and not isinstance(value, Tensor):
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of every parameter and buffer, on the host, by name."""
+        named = [(name, p.data) for name, p in self.named_parameters()] + list(self.named_buffers())
+        return {name: np.array(to_host(array)) for name, array in named}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Copy arrays in by name. Names that lack, are left over or have another shape: one ValueError names them all."""
+        mine = {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
+        faults = [f"missing {name}" for name in mine if name not in state]
+        faults += [f"left over {name}" for name in state if name not in mine]
+        faults += [f"{name} is {state[name].shape}, wanted {mine[name].shape}"
+                   for name in mine if name in state and state[name].shape != mine[name].shape]  # fmt: skip
+        if faults:
+            raise ValueError("load_state_dict: " + "; ".join(faults))
+        for name, array in mine.items():
+            array[...] = to_device(np.asarray(state[name], array.dtype), device_of(array))
+
+    def train(self, mode: bool = True) -> Module:
+        """Training mode: batch norm takes the batch's statistics, dropout drops. Returns the module."""
+        for _, module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Evaluation mode: batch norm takes its running statistics, dropout does nothing. Returns the module."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for p in self.parameters():
+            p.zero_grad()
+
+    def to(self, device: str) -> Module:
+        """Move all parameters and buffers to a device, "cpu" or "gpu". Returns the module."""
+        for _, module in self.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    value.data, value.grad = to_device(value.data, device), None
+                elif hasattr(value, "dtype"):
+                    setattr(module, name, to_device(value, device))
+        return self
+
+    def astype(self, dtype: Any) -> Module:
+        """Turn all parameters and buffers into float32 or float64. Returns the module."""
+        for _, module in self.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    value.data, value.grad = value.data.astype(dtype), None
+                elif hasattr(value, "dtype"):
+                    setattr(module, name, value.astype(dtype))
+        return self
+
+
+def parameter(array: np.ndarray) -> Tensor:
+    """A learned tensor, float32."""
+    return Tensor(array.astype(np.float32), requires_grad=True)
+
+
+class Conv2d(Module):
+    """y = conv2d(x, weight) + bias. x: (N, H, W, C_in); weight: (kernel, kernel, C_in, C_out); y: (N, OH, OW, C_out).
+
+    Initial weights are He's: normal with variance 2 / fan_in, fan_in = kernel^2 C_in, which keeps the size of a signal
+    through conv and ReLU (He et al. 2015, https://arxiv.org/abs/1502.01852). No bias by default: batch norm has one.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = False,
+                 *, rng: np.random.Generator):  # fmt: skip
+        fan_in = kernel * kernel * c_in
+        self.weight = parameter(rng.standard_normal((kernel, kernel, c_in, c_out)) * np.sqrt(2 / fan_in))
+        self.bias = parameter(np.zeros(c_out)) if bias else None
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+class Linear(Module):
+    """y = x weight + bias. x: (N, C_in); weight: (C_in, C_out). Initial weights normal with deviation `std` (He's by
+    default, sqrt(2 / C_in)), biases 0."""
+
+    def __init__(self, c_in: int, c_out: int, std: float | None = None, *, rng: np.random.Generator):
+        std = np.sqrt(2 / c_in) if std is None else std
+        self.weight = parameter(rng.standard_normal((c_in, c_out)) * std)
+        self.bias = parameter(np.zeros(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class BatchNorm2d(Module):
+    """Batch norm over (N, H, W) of each channel; with `relu=True`, max(0, .) follows in the same operation."""
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
+        self.weight = parameter(np.ones(channels))
+        self.bias = parameter(np.zeros(channels))
+        self.running_mean = np.zeros(channels, np.float32)
+        self.running_var = np.ones(channels, np.float32)
+        self.momentum, self.eps = momentum, eps
+
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        return batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
+                          self.training, self.momentum, self.eps, relu)  # fmt: skip
+
+    def __call__(self, x: Tensor, relu: bool = False) -> Tensor:
+        return self.forward(x, relu)
+
+
+class LayerNorm(Module):
+    """Layer norm over the last axis."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        self.weight = parameter(np.ones(channels))
+        self.bias = parameter(np.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class ReLU(Module):
+    """y = max(0, x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class MaxPool2d(Module):
+    """The largest of each kernel x kernel patch."""
+
+    def __init__(self, kernel: int, stride: int | None = None, padding: int = 0):
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool2d(x, self.kernel, self.stride, self.padding)
+
+
+class GlobalAvgPool(Module):
+    """(N, H, W, C) -> (N, C), the mean over the picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return global_avg_pool(x)
+
+
+class Flatten(Module):
+    """(N, ...) -> (N, the rest)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1)
+
+
+class Dropout(Module):
+    """Dropout with probability p while training. Each call draws from a generator keyed by (seed, call number)."""
+
+    def __init__(self, p: float, seed: int = 0):
+        self.p, self.seed, self.calls = p, seed, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        self.calls += 1
+        return F.dropout(x, self.p, np.random.default_rng([self.seed, self.calls]))
+
+
+class Sequential(Module):
+    """Modules one after another, named "0", "1", ..."""
+
+    def __init__(self, *modules: Module):
+        for i, module in enumerate(modules):
+            setattr(self, str(i), module)
+
+    def __iter__(self) -> Iterator[Module]:
+        return (value for value in vars(self).values() if isinstance(value, Module))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, i: int) -> Module:
+        return list(self)[i]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self:
+            x = module(x)
+        return x

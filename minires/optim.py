@@ -1,0 +1,102 @@
+"""Stochastic gradient descent, learning-rate schedules, and clipping of the gradient.
+
+With weight decay wd the gradient of a weight w is g = dL/dw + wd w, the gradient of L + wd/2 |w|^2. Momentum m keeps a
+velocity v, and the learning rate lr scales the step (He et al. 2016, section 3.4; the form is PyTorch's):
+
+    v = m v + g          w = w - lr v                    Nesterov:   w = w - lr (g + m v)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from minires.backend import Array, array_module
+from minires.tensor import Tensor
+
+Schedule = Callable[[int], float]  # step, counted from 0 -> learning rate
+
+
+class SGD:
+    """SGD with momentum and weight decay.
+
+    params: the tensors to change. lr: learning rate, may be set anew before any step. decay_vectors: whether weight
+    decay also holds for parameters of one axis, the biases and batch norm's gamma and beta, as in the paper.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0,
+                 nesterov: bool = False, decay_vectors: bool = True):  # fmt: skip
+        self.params = list(params)
+        if not self.params:
+            raise ValueError("SGD: params is empty; pass net.parameters()")
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"SGD: {name} must be a number from 0 on, got {value}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"SGD: momentum must be in 0 <= momentum < 1, got {momentum}")
+        if nesterov and momentum == 0:
+            raise ValueError("SGD: nesterov needs a momentum above 0")
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.nesterov, self.decay_vectors = nesterov, decay_vectors
+        self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
+
+    def step(self) -> None:
+        """Change every parameter that has a gradient, in place."""
+        for p, v in zip(self.params, self.velocity, strict=True):
+            if p.grad is None:
+                continue
+            g = p.grad
+            if self.weight_decay and (self.decay_vectors or p.ndim > 1):
+                g = g + self.weight_decay * p.data
+            v *= self.momentum
+            v += g
+            p.data -= self.lr * (g + self.momentum * v if self.nesterov else v)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients, so that the next backward pass starts from nothing."""
+        for p in self.params:
+            p.zero_grad()
+
+
+def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Array:
+    """Scale all gradients together so that their norm, sqrt(sum of all squares), is at most `max_norm`.
+
+    Returns the norm before, a number on the device: reading it waits, clipping does not.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm: max_norm must be above 0, got {max_norm}")
+    with_grad = [p for p in params if p.grad is not None]
+    if not with_grad:
+        raise ValueError("clip_grad_norm: no parameter has a gradient; call backward() first")
+    xp = array_module(with_grad[0].grad)
+    norm = xp.sqrt(sum((p.grad * p.grad).sum() for p in with_grad))
+    scale = xp.minimum(1, max_norm / (norm + 1e-12))
+    for p in with_grad:
+        p.grad = p.grad * scale  # a new array: the old one may be shared
+    return norm
+
+
+# ---- schedules: functions from the step to the learning rate
+
+
+def steps(lr: float, milestones: Iterable[int], factor: float = 0.1) -> Schedule:
+    """`lr`, multiplied by `factor` at each step of `milestones`."""
+    marks = sorted(milestones)
+    return lambda step: lr * factor ** sum(step >= mark for mark in marks)
+
+
+def cosine(lr: float, total: int) -> Schedule:
+    """Half a cosine from `lr` at step 0 down to 0 at step `total`."""
+    return lambda step: lr * 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+
+
+def one_cycle(lr: float, total: int, rise: float = 0.25, start: float = 0.04) -> Schedule:
+    """Straight up from `start` * lr to `lr` over the first `rise` of the steps, straight down to 0 at step `total`
+    (after Smith and Topin 2018, https://arxiv.org/abs/1708.07120)."""
+    top = max(1, round(rise * total))
+    return lambda step: lr * (start + (1 - start) * step / top if step < top else max(0, total - step) / (total - top))
+
+
+def warm_up(schedule: Schedule, steps: int, lr: float) -> Schedule:
+    """A constant `lr` for the first `steps` steps, then `schedule`, at its own count of steps (section 4.2)."""
+    return lambda step: lr if step < steps else schedule(step)
