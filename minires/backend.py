@@ -102,7 +102,7 @@ def _register_cupy() -> None:
 
 # ---- chunks of the batch, shared among threads ----------------------------------------------------------------------
 
-CHUNK_BYTES = 256 * 1024  # a chunk's scratch arrays should fit a core's L2 cache beside its input and output
+CHUNK_BYTES = 2 * 1024 * 1024  # small enough for the cache, large enough that Python's share of the time is small
 
 _blas = ThreadpoolController()
 _blas_lock = threading.Lock()
@@ -110,7 +110,6 @@ _blas_users = 0
 _blas_limit: Any = None
 _threads = 0
 _pool: ThreadPoolExecutor | None = None
-_local = threading.local()
 
 
 def threads() -> int:
@@ -145,20 +144,17 @@ if hasattr(os, "register_at_fork"):  # a forked child has the pool's object but 
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def in_lanes(lane: Callable[[Iterator[slice]], T], x: Array, item_bytes: int) -> list[T]:
+def in_lanes(lane: Callable[[list[slice]], T], x: Array, item_bytes: int) -> list[T]:
     """Run `lane(chunks)` in every thread, each with its own share of the batch `x`, and list what the lanes return.
 
-    `chunks` yields slices of the first axis of `x`, of about CHUNK_BYTES / `item_bytes` items each. Who gets which
-    slice is fixed by the batch size and the number of threads, so sums over `chunks` repeat bit for bit. While lanes
-    run, BLAS keeps to one thread a lane.
+    `chunks` are slices of the first axis of `x`, the longest first, of about CHUNK_BYTES / `item_bytes` items each.
+    Who gets which slice is fixed by the batch size and the number of threads, so sums over `chunks` repeat bit for
+    bit. While lanes run, BLAS keeps to one thread a lane.
     """
     n = len(x)
     if array_module(x) is not np:
-        return [lane(iter([slice(0, n)]))]
-    lanes = min(threads(), n) or 1
-    edges = [n * i // lanes for i in range(lanes + 1)]
-    step = max(1, CHUNK_BYTES // item_bytes)
-    shares = [_slices(lo, hi, step) for lo, hi in zip(edges, edges[1:], strict=False)]
+        return [lane([slice(0, n)])]
+    shares = [split(share, max(1, CHUNK_BYTES // item_bytes)) for share in split(slice(0, n), -(-n // threads()))]
     with one_blas_thread():
         others = [_threads_pool().submit(lane, share) for share in shares[1:]]
         try:
@@ -168,11 +164,12 @@ def in_lanes(lane: Callable[[Iterator[slice]], T], x: Array, item_bytes: int) ->
         return [first, *results]
 
 
-def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
-    """Slices from `start` to `stop`, all within one item of the same length and at most `step` long."""
-    count = -(-(stop - start) // step) or 1
-    edges = [start + (stop - start) * i // count for i in range(count + 1)]
-    return (slice(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False))
+def split(whole: slice, most: int) -> list[slice]:
+    """`whole` cut into slices of at most `most` items, as few and as equal as can be, the longer ones first."""
+    length = whole.stop - whole.start
+    count = -(-length // max(1, most)) or 1
+    edges = [whole.stop - length * i // count for i in range(count, -1, -1)]
+    return [slice(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False)]
 
 
 def _threads_pool() -> ThreadPoolExecutor:
@@ -197,15 +194,3 @@ def one_blas_thread() -> Iterator[None]:
             _blas_users -= 1
             if _blas_users == 0:
                 _blas_limit.restore_original_limits()
-
-
-def scratch(name: str, shape: tuple[int, ...], like: Array) -> Array:
-    """An array to work in, of `like`'s dtype, kept per thread and handed out again; it holds what was left in it."""
-    xp = array_module(like)
-    if xp is not np:
-        return xp.empty(shape, like.dtype)
-    kept = _local.__dict__.setdefault("arrays", {})
-    key = (name, shape, like.dtype)
-    if key not in kept:
-        kept[key] = np.empty(shape, like.dtype)
-    return kept[key]

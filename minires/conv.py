@@ -10,8 +10,6 @@ Images are (N, H, W, C), weights (KH, KW, C, F). "Convolution" means cross-corre
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from minires.backend import Array, array_module, in_lanes
 from minires.tensor import Gradients, Tensor
 
@@ -27,12 +25,17 @@ def pad2d(x: Array, padding: int, value: float = 0.0) -> Array:
         return x
     n, h, w, c = x.shape
     out = array_module(x).full((n, h + 2 * padding, w + 2 * padding, c), value, x.dtype)
-    out[:, padding : padding + h, padding : padding + w] = x
+    _inside(out, padding)[...] = x
     return out
 
 
+def _inside(x: Array, padding: int) -> Array:
+    """A view of the picture without its border."""
+    return x[:, padding : x.shape[1] - padding, padding : x.shape[2] - padding]
+
+
 def patches(x: Array, kh: int, kw: int, stride: int) -> Array:
-    """A view, without copying, of each patch of x (N, H, W, C):  (N, OH, OW, KH, KW, C)."""
+    """A view, nothing copied, of each patch of x (N, H, W, C):  (N, OH, OW, KH, KW, C)."""
     n, h, w, c = x.shape
     oh, ow = output_size(h, kh, stride, 0), output_size(w, kw, stride, 0)
     step_n, step_h, step_w, step_c = x.strides
@@ -45,8 +48,7 @@ def im2col(x: Array, kh: int, kw: int, stride: int = 1, padding: int = 0) -> Arr
 
     Channel last, so KW*C numbers in a patch's row lie side by side and are copied as one. A 1x1 patch copies nothing.
     """
-    view = patches(pad2d(x, padding), kh, kw, stride)
-    return view.reshape(-1, kh * kw * x.shape[3])
+    return patches(pad2d(x, padding), kh, kw, stride).reshape(-1, kh * kw * x.shape[3])
 
 
 def col2im(cols: Array, shape: tuple[int, ...], kh: int, kw: int, stride: int = 1, padding: int = 0) -> Array:
@@ -61,7 +63,31 @@ def col2im(cols: Array, shape: tuple[int, ...], kh: int, kw: int, stride: int = 
     for i in range(kh):
         for j in range(kw):
             out[:, i : i + stride * oh : stride, j : j + stride * ow : stride] += cols[:, :, :, i, j]
-    return _inside(out, shape, padding)
+    return _inside(out, padding)
+
+
+class Im2col:
+    """im2col for one chunk of a batch after another, into the same memory: fresh memory is what im2col spends most on.
+
+    The first chunk must be the longest. A result is good until the next call.
+    """
+
+    def __init__(self, kh: int, kw: int, stride: int, padding: int):
+        self.kernel, self.stride, self.padding = (kh, kw), stride, padding
+        self.padded: Array = None  # (n, H + 2p, W + 2p, C); its zero border is written once
+        self.cols: Array = None  # (n, OH, OW, KH, KW, C)
+
+    def __call__(self, x: Array) -> Array:
+        n, h, w, c = x.shape
+        if self.kernel == (1, 1) and self.padding == 0:
+            return x[:, :: self.stride, :: self.stride].reshape(-1, c)
+        if self.padded is None:
+            self.padded = pad2d(x, self.padding)
+            self.view = patches(self.padded, *self.kernel, self.stride)
+            self.cols = array_module(x).empty(self.view.shape, x.dtype)
+        _inside(self.padded[:n], self.padding)[...] = x
+        self.cols[:n] = self.view[:n]
+        return self.cols[:n].reshape(-1, self.kernel[0] * self.kernel[1] * c)
 
 
 def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
@@ -78,47 +104,42 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     n, h, width, c = x.shape
     kh, kw, _, f = w.shape
     oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
-    xp = array_module(x.data)
-    x_data, w_matrix = x.data, w.data.reshape(-1, f)  # (KH*KW*C, F)
+    xp, x_data, w_matrix = array_module(x.data), x.data, w.data.reshape(-1, f)  # (KH*KW*C, F)
     out = xp.empty((n, oh, ow, f), x.dtype)
 
-    def forward(chunks: Iterator[slice]) -> None:
+    def forward(chunks: list[slice]) -> None:
+        im2col = Im2col(kh, kw, stride, padding)
         for s in chunks:
-            cols = im2col(x_data[s], kh, kw, stride, padding)  # (n*OH*OW, KH*KW*C)
-            xp.matmul(cols, w_matrix, out=out[s].reshape(-1, f))
+            y = xp.matmul(im2col(x_data[s]), w_matrix, out=out[s].reshape(-1, f))  # (n*OH*OW, F)
             if bias is not None:
-                out[s] += bias.data
+                y += bias.data
 
     in_lanes(forward, x_data, oh * ow * kh * kw * c * x_data.itemsize)
 
     def backward(grad: Array) -> Gradients:
         dx = xp.empty(x.shape, x.dtype) if x.requires_grad else None
-        if stride == 1 and padding < min(kh, kw) and kh == kw:
+
+        def stride_1(chunks: list[slice]) -> Array:
             w_turned = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
+            im2col, dw = Im2col(kh, kw, 1, kh - 1 - padding), 0
+            for s in chunks:
+                cols = im2col(grad[s])  # (n*H*W, KH*KW*F)
+                if dx is not None:
+                    xp.matmul(cols, w_turned, out=dx[s].reshape(-1, c))
+                dw += x_data[s].reshape(-1, c).T @ cols  # (C, KH*KW*F), kernel turned
+            return dw.reshape(c, kh, kw, f)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
 
-            def lane(chunks: Iterator[slice]) -> Array:
-                dw = xp.zeros((c, kh * kw * f), x.dtype)
-                for s in chunks:
-                    cols = im2col(grad[s], kh, kw, 1, kh - 1 - padding)  # (n*H*W, KH*KW*F)
-                    if dx is not None:
-                        xp.matmul(cols, w_turned, out=dx[s].reshape(-1, c))
-                    dw += x_data[s].reshape(-1, c).T @ cols
-                return dw
+        def any_stride(chunks: list[slice]) -> Array:
+            im2col, dw = Im2col(kh, kw, stride, padding), 0
+            for s in chunks:
+                g = grad[s].reshape(-1, f)  # (n*OH*OW, F)
+                dw += im2col(x_data[s]).T @ g
+                if dx is not None:
+                    dx[s] = col2im(g @ w_matrix.T, x_data[s].shape, kh, kw, stride, padding)
+            return dw.reshape(w.shape)
 
-            dw = sum(in_lanes(lane, grad, h * width * kh * kw * f * grad.itemsize))
-            dw = dw.reshape(c, kh, kw, f)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
-        else:
-
-            def lane(chunks: Iterator[slice]) -> Array:
-                dw = xp.zeros((kh * kw * c, f), x.dtype)
-                for s in chunks:
-                    g = grad[s].reshape(-1, f)  # (n*OH*OW, F)
-                    dw += im2col(x_data[s], kh, kw, stride, padding).T @ g
-                    if dx is not None:
-                        dx[s] = col2im(g @ w_matrix.T, x_data[s].shape, kh, kw, stride, padding)
-                return dw
-
-            dw = sum(in_lanes(lane, grad, oh * ow * kh * kw * c * grad.itemsize)).reshape(w.shape)
+        one_im2col = stride == 1 and kh == kw and padding < kh
+        dw = sum(in_lanes(stride_1 if one_im2col else any_stride, grad, oh * ow * kh * kw * max(c, f) * grad.itemsize))
         return (dx, dw) if bias is None else (dx, dw, grad.sum(axis=(0, 1, 2)))
 
     parents = (x, w) if bias is None else (x, w, bias)
@@ -165,7 +186,7 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
         dx = xp.zeros(padded.shape, x.dtype)
         for k, rows_columns in enumerate(_offsets(x.shape, kernel, stride, padding)):
             dx[rows_columns] += grad * (winner == k)
-        return (_inside(dx, x.shape, padding),)
+        return (_inside(dx, padding),)
 
     return Tensor.from_op(out, (x,), backward, "max_pool2d")
 
@@ -186,7 +207,7 @@ def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
         dx = xp.zeros(padded.shape, x.dtype)
         for rows_columns in offsets:
             dx[rows_columns] += grad * (1 / kernel**2)
-        return (_inside(dx, x.shape, padding),)
+        return (_inside(dx, padding),)
 
     return Tensor.from_op(out, (x,), backward, "avg_pool2d")
 
@@ -219,11 +240,6 @@ def _offsets(shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> 
         for i in range(kernel)
         for j in range(kernel)
     ]
-
-
-def _inside(x: Array, shape: tuple[int, ...], padding: int) -> Array:
-    """The picture of `shape` without its border."""
-    return x[:, padding : padding + shape[1], padding : padding + shape[2]]
 
 
 # ---- what came is not what was wanted -------------------------------------------------------------------------------

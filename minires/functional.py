@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from minires.backend import Array, array_module, device_of, in_lanes, to_device, to_host
@@ -31,7 +29,7 @@ def add_relu(x: Tensor, shortcut: Tensor) -> Tensor:
     xp, a, b = array_module(x.data), x.data, shortcut.data
     out = xp.empty_like(a)
 
-    def forward(chunks: Iterator[slice]) -> None:
+    def forward(chunks: list[slice]) -> None:
         for s in chunks:
             y = xp.add(a[s], b[s], out=out[s])
             xp.maximum(y, 0, out=y)
@@ -41,7 +39,7 @@ def add_relu(x: Tensor, shortcut: Tensor) -> Tensor:
     def backward(grad: Array) -> Gradients:
         g = xp.empty_like(out)
 
-        def lane(chunks: Iterator[slice]) -> None:
+        def lane(chunks: list[slice]) -> None:
             for s in chunks:
                 xp.multiply(grad[s], out[s] > 0, out=g[s])
 

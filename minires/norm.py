@@ -11,8 +11,6 @@ https://arxiv.org/abs/1607.06450.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from minires.backend import Array, array_module, in_lanes
 from minires.tensor import Gradients, Tensor
 
@@ -75,49 +73,50 @@ def batch_norm(
     else:
         mean, var = running_mean.copy(), running_var.copy()
     s = 1 / xp.sqrt(var + eps)  # (C,)
-    scale = gamma.data * s
-    shift = beta.data - mean * scale
-    out = xp.empty_like(x_data)
+    scale, centre, shift = _tile(gamma.data * s, x), _tile(mean, x), _tile(beta.data - mean * gamma.data * s, x)
+    out_data = xp.empty_like(x_data)
+    rows, out = _rows(x_data), _rows(out_data)
 
-    def forward(chunks: Iterator[slice]) -> None:
+    def forward(chunks: list[slice]) -> None:
         for i in chunks:
-            y = xp.multiply(_wide(x_data[i]), _tile(scale, x_data), out=_wide(out[i]))
-            y += _tile(shift, x_data)
+            y = xp.multiply(rows[i], scale, out=out[i])
+            y += shift
             if relu:
                 xp.maximum(y, 0, out=y)
 
-    in_lanes(forward, x_data, 4 * x_data[:1].nbytes)
+    in_lanes(forward, rows, 2 * rows[:1].nbytes)
 
     def backward(grad: Array) -> Gradients:
         dx = xp.empty_like(x_data)
+        grad, g = _rows(grad), _rows(dx)
 
-        def sums(chunks: Iterator[slice]) -> Array:
+        def sums(chunks: list[slice]) -> Array:
             total = xp.zeros((2, c), x.dtype)  # of g, and of g (x - mean)
             for i in chunks:
-                g, centred = _wide(dx[i]), _wide(x_data[i]) - _tile(mean, x_data)
-                xp.multiply(_wide(grad[i]), _wide(out[i]) > 0 if relu else 1, out=g)
-                total[0] += _column_sums(g, c)
-                total[1] += _column_sums_of_product(g, centred, c)
+                xp.multiply(grad[i], out[i] > 0 if relu else 1, out=g[i])
+                total[0] += _column_sums(g[i], c)
+                total[1] += _column_sums_of_product(g[i], rows[i] - centre, c)
             return total
 
-        dbeta, dgamma = sum(in_lanes(sums, x_data, 4 * x_data[:1].nbytes))
+        dbeta, dgamma = sum(in_lanes(sums, rows, 4 * rows[:1].nbytes))
         dgamma = dgamma * s
-        # dx = scale g + a x + b: the terms of the formula above, gathered by what they multiply
-        a = -scale * s * dgamma / m if training else 0 * s
-        b = -scale * dbeta / m - a * mean if training else 0 * s
+        # dx = scale g + a x + b: the terms of the formula, gathered by what they multiply
+        a = -gamma.data * s * s * dgamma / m
+        b = -gamma.data * s * dbeta / m - a * mean
+        a, b = _tile(a, x), _tile(b, x)
 
-        def input_gradient(chunks: Iterator[slice]) -> None:
+        def input_gradient(chunks: list[slice]) -> None:
             for i in chunks:
-                g = _wide(dx[i])
-                g *= _tile(scale, x_data)
+                dx_i = g[i]
+                dx_i *= scale
                 if training:
-                    g += _wide(x_data[i]) * _tile(a, x_data)
-                    g += _tile(b, x_data)
+                    dx_i += rows[i] * a
+                    dx_i += b
 
-        in_lanes(input_gradient, x_data, 4 * x_data[:1].nbytes)
+        in_lanes(input_gradient, rows, 3 * rows[:1].nbytes)
         return dx, dgamma, dbeta
 
-    return Tensor.from_op(out, (x, gamma, beta), backward, "batch_norm")
+    return Tensor.from_op(out_data, (x, gamma, beta), backward, "batch_norm")
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
@@ -148,36 +147,35 @@ def _moments(x: Array) -> tuple[Array, Array]:
         mean = sum n_i m_i / M        var = (sum of squared deviations + sum n_i (m_i - mean)^2) / M.
     E[x^2] - mean^2 would be shorter and loses every digit when the mean is large.
     """
-    xp, c = array_module(x), x.shape[-1]
+    c, rows = x.shape[-1], _rows(x)
 
-    def lane(chunks: Iterator[slice]) -> list[tuple[int, Array, Array]]:
+    def lane(chunks: list[slice]) -> list[tuple[int, Array, Array]]:
         found = []
         for i in chunks:
-            chunk = _wide(x[i])
-            n = chunk.size // c
-            mean = _column_sums(chunk, c) / n
-            centred = chunk - _tile(mean, x)
+            n = rows[i].size // c
+            mean = _column_sums(rows[i], c) / n
+            centred = rows[i] - _tile(mean, x)
             found.append((n, mean, _column_sums_of_product(centred, centred, c)))
         return found
 
-    found = [f for lane_found in in_lanes(lane, x, 4 * x[:1].nbytes) for f in lane_found]
+    found = [chunk for lane_found in in_lanes(lane, rows, 2 * rows[:1].nbytes) for chunk in lane_found]
     m = sum(n for n, _, _ in found)
     mean = sum(n * chunk_mean for n, chunk_mean, _ in found) / m
     var = sum(squares + n * (chunk_mean - mean) ** 2 for n, chunk_mean, squares in found) / m
     return mean, var
 
 
-# Channels are few and rows are many, so loops over (rows, C) would be all overhead. Seen as (rows, W*C), the same
-# memory has long rows; a vector for the channels is repeated W times to match.
+# Channels are few and rows are many, so loops over (N*H*W, C) would be all overhead. Seen as (N*H, W*C), the same
+# memory has long rows; a vector over the channels is repeated W times to match.
 
 
-def _wide(x: Array) -> Array:
+def _rows(x: Array) -> Array:
     """A view of x (N, H, W, C) as (N*H, W*C); of x (N, C) as it is."""
     return x.reshape(-1, x.shape[-2] * x.shape[-1]) if x.ndim > 2 else x
 
 
-def _tile(v: Array, x: Array) -> Array:
-    """v (C,) repeated to the row length of _wide(x)."""
+def _tile(v: Array, x: Tensor | Array) -> Array:
+    """v (C,) repeated to the row length of _rows(x)."""
     return array_module(v).tile(v, x.shape[-2]) if x.ndim > 2 else v
 
 

@@ -67,6 +67,8 @@ class Tensor:
             raise TypeError("Tensor: data is a Tensor already; use data.detach() for one without its graph")
         if not hasattr(data, "dtype"):
             data = np.asarray(data)
+            if data.dtype == np.float64:  # what NumPy makes of Python's numbers
+                data = data.astype(np.float32)
         if data.dtype.kind not in "fiub":
             raise TypeError(f"Tensor: wanted real numbers, got dtype {data.dtype}")
         keep = isinstance(data, np.ndarray) or device_of(data) != "cpu"
@@ -318,7 +320,7 @@ class Tensor:
         """z = x[index];  dx = dz added in at `index` of an array of zeros (an entry picked twice gathers twice)."""
         xp, shape, dtype = array_module(self.data), self.shape, self.dtype
         parts = index if isinstance(index, tuple) else (index,)
-        each_once = all(isinstance(p, int | slice) or p in (None, Ellipsis) for p in parts)
+        each_once = all(p is None or p is Ellipsis or isinstance(p, int | slice) for p in parts)
 
         def backward(grad: Array) -> Gradients:
             out = xp.zeros(shape, dtype)

@@ -1,0 +1,63 @@
+"""Normalisation and augmentation of image batches (He et al. 2016, section 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+PAD = 4
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """y = (x - mean) * scale, from uint8 images (N, 32, 32, 3), 0..255, to float32 of the same shape.
+
+    `mean` and `scale` are float32 and broadcast over the batch; they are the whole state, to be saved beside the
+    weights of a net that was trained with them. Fit them on training images only.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return (images - self.mean) * self.scale
+
+    @classmethod
+    def pixel_mean(cls, images: np.ndarray) -> Normalise:
+        """The paper's: the mean image (32, 32, 3) is subtracted. Divided by 255, so that values lie in -1..1."""
+        return cls(_moments(images)[0].astype(np.float32), np.float32([1 / 255]))
+
+    @classmethod
+    def channels(cls, images: np.ndarray) -> Normalise:
+        """Mean 0 and variance 1 in each channel; mean and scale are (3,)."""
+        mean, mean_square = (moment.mean(axis=(0, 1)) for moment in _moments(images))
+        std = np.sqrt(mean_square - mean * mean)
+        return cls(mean.astype(np.float32), (1 / np.maximum(std, 1)).astype(np.float32))
+
+
+def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of x and of x^2 over the batch, (H, W, C) float64; the integer sums are exact, in whatever order."""
+    total = images.sum(axis=0, dtype=np.int64)
+    squares = np.zeros_like(total)
+    for start in range(0, len(images), 1000):  # in pieces: a whole float copy of CIFAR-10 would take a gigabyte
+        squares += np.square(images[start : start + 1000], dtype=np.int64).sum(axis=0)
+    return total / len(images), squares / len(images)
+
+
+def augment(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Pad each normalised image with 4 zeros a side, crop 32x32 at random, flip left-right half the time.
+
+    x is float32 (N, 32, 32, 3). Zeros after normalisation are the mean colour. The draws, in order: N row offsets
+    and N column offsets in 0..8, N flips.
+    """
+    n, height, width, channels = x.shape
+    padded = np.zeros((n, height + 2 * PAD, width + 2 * PAD, channels), x.dtype)
+    padded[:, PAD:-PAD, PAD:-PAD] = x
+    crops = sliding_window_view(padded, (height, width, channels), axis=(1, 2, 3))[:, :, :, 0]  # (N, 9, 9, H, W, C)
+    top, left = rng.integers(0, 2 * PAD + 1, (2, n))
+    flip = rng.random(n) < 0.5
+    out = crops[np.arange(n), top, left]
+    out[flip] = out[flip, :, ::-1]
+    return out

@@ -1,0 +1,26 @@
+"""What every data set looks like here, and the one error its readers raise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """A data set is missing, damaged or not what its name says. The message is one line and names the mend."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Ten classes of 32x32 colour images, split into training and test set.
+
+    Images are uint8 (N, 32, 32, 3), channel last, 0..255; labels are int64 (N,), 0..9.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]

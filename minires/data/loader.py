@@ -1,0 +1,75 @@
+"""Batches for training and evaluation, each prepared on a background thread while the one before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from minires.data.augment import augment as random_crop_flip
+
+# The second word of a random key says what the draw is for, so that no two purposes share a stream.
+PURPOSE_SHUFFLE, PURPOSE_AUGMENT = 1, 2
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+class Loader:
+    """Cuts a data set into batches: x float32 (N, 32, 32, 3), normalised and perhaps augmented, and y int64 (N,).
+
+    `normalise` maps uint8 images to float32 ones, see `Normalise`. With `shuffle` every epoch has an order of its own,
+    with `augment` every batch its own crops and flips; `drop_last` leaves out a last, smaller batch.
+
+    Random draws are keyed by (seed, purpose, epoch, step), not carried from one to the next: step k of epoch e holds
+    the same bytes whether it is reached through the epochs before, after a resume, or alone.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        *,
+        normalise: Callable[[np.ndarray], np.ndarray],
+        seed: int = 0,
+        shuffle: bool = False,
+        augment: bool = False,
+        drop_last: bool = False,
+    ) -> None:
+        if images.ndim != 4 or images.dtype != np.uint8:
+            raise ValueError(f"Loader: images must be uint8 (N, H, W, C), came {images.dtype} {images.shape}")
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"Loader: labels must be {len(images)} integers, one an image, came {labels.dtype} {labels.shape}"
+            )
+        if not 1 <= batch_size <= len(images):
+            raise ValueError(f"Loader: batch_size must be from 1 to {len(images)} (the images), came {batch_size}")
+        self.images, self.labels, self.batch_size = images, labels.astype(np.int64), batch_size
+        self.normalise, self.seed = normalise, seed
+        self.shuffle, self.augment, self.drop_last = shuffle, augment, drop_last
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from step `start` on. Leaving the loop early ends the thread too."""
+        order = np.arange(len(self.images))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, PURPOSE_SHUFFLE, epoch]).permutation(order)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="minires-loader") as worker:
+            ahead = worker.submit(self._batch, order, epoch, start)
+            for step in range(start, len(self)):
+                batch = ahead.result()
+                if step + 1 < len(self):
+                    ahead = worker.submit(self._batch, order, epoch, step + 1)
+                yield batch
+
+    def _batch(self, order: np.ndarray, epoch: int, step: int) -> Batch:
+        rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+        x = self.normalise(self.images[rows])
+        if self.augment:
+            x = random_crop_flip(x, np.random.default_rng([self.seed, PURPOSE_AUGMENT, epoch, step]))
+        return x, self.labels[rows]

@@ -1,0 +1,290 @@
+"""Chunks, lanes, the BLAS limit, and how many threads there are."""
+
+# mypy: disable-error-code="attr-defined"
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+
+from minires import backend
+from minires.backend import (
+    array_module,
+    device_of,
+    in_lanes,
+    one_blas_thread,
+    set_threads,
+    threads,
+    to_device,
+    to_host,
+)
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    before = backend._threads
+    yield
+    backend._threads = before
+    backend._forget_pool()
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+# ---- lanes
+
+
+@settings(deadline=None, max_examples=200)
+@given(n=st.integers(0, 300), item_bytes=st.integers(1, 10**6), lanes=st.integers(1, 7))
+def test_lanes_cover_every_item_once_in_order(n, item_bytes, lanes):
+    set_threads(lanes)
+    shares = in_lanes(list, np.empty(n), item_bytes)
+    slices = [s for share in shares for s in share]
+    covered = [i for s in slices for i in range(s.start, s.stop)]
+    assert covered == list(range(n))
+    assert len(shares) == max(1, min(lanes, n))
+    lengths = [s.stop - s.start for s in slices]
+    assert max(lengths) <= max(1, backend.CHUNK_BYTES // item_bytes)
+    assert n == 0 or min(lengths) >= 1
+    share_lengths = [sum(s.stop - s.start for s in share) for share in shares]
+    assert max(share_lengths) - min(share_lengths) <= 1
+
+
+@pytest.mark.parametrize("item_bytes", [0, 1, 10**9])
+def test_any_size_of_an_item_will_do(item_bytes):
+    set_threads(2)
+    assert sum(s.stop - s.start for share in in_lanes(list, np.empty(5), item_bytes) for s in share) == 5
+
+
+def test_results_come_in_the_order_of_the_batch_whoever_is_ready_first():
+    set_threads(3)
+
+    def lane(chunks):
+        first = next(chunks).start
+        time.sleep(0.05 if first == 0 else 0.0)
+        return first
+
+    assert in_lanes(lane, np.empty(9), 1) == [0, 3, 6]
+
+
+def test_lanes_run_at_the_same_time():
+    set_threads(3)
+    barrier = threading.Barrier(3, timeout=10)  # breaks unless all three are there at once
+    names = in_lanes(lambda chunks: (barrier.wait(), threading.current_thread().name)[1], np.empty(3), 1)
+    assert len(set(names)) == 3 and names[0] == threading.current_thread().name
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_an_exception_in_a_lane_comes_out_and_blas_is_set_back(failing):
+    set_threads(3)
+    before = blas_threads()
+
+    def lane(chunks):
+        if next(chunks).start == failing:
+            raise ArithmeticError(f"lane {failing}")
+
+    with pytest.raises(ArithmeticError, match=f"lane {failing}"):
+        in_lanes(lane, np.empty(3), 1)
+    assert blas_threads() == before
+    assert in_lanes(lambda chunks: 7, np.empty(3), 1) == [7, 7, 7]
+
+
+def test_no_lane_outlives_the_call_when_others_fail():
+    set_threads(3)
+    finished = []
+
+    def lane(chunks):
+        start = next(chunks).start
+        if start < 2:
+            raise ArithmeticError
+        time.sleep(0.1)
+        finished.append(start)
+
+    with pytest.raises(ArithmeticError):
+        in_lanes(lane, np.empty(3), 1)
+    assert finished == [2]
+
+
+def test_lanes_called_from_several_threads_do_not_mix():
+    set_threads(2)
+    results = {}
+
+    def work(k):
+        x = np.full(50, float(k))
+
+        def lane(chunks):
+            return sum(x[s].sum() for s in chunks)
+
+        results[k] = [sum(in_lanes(lane, x, 10**5)) for _ in range(20)]
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert results == {k: [50.0 * k] * 20 for k in range(4)}
+
+
+def test_a_sum_over_lanes_repeats_bit_for_bit():
+    set_threads(3)
+    x = np.random.default_rng(0).standard_normal((1000, 7)).astype(np.float32)
+
+    def total():
+        return sum(in_lanes(lambda chunks: sum(x[s].sum(0) for s in chunks), x, 30_000))
+
+    first = total()
+    for _ in range(5):
+        np.testing.assert_array_equal(total(), first)
+
+
+# ---- the BLAS limit
+
+
+def test_blas_is_held_to_one_thread_inside_and_set_back():
+    if not blas_threads():
+        pytest.skip("threadpoolctl knows no BLAS library here")
+    before = blas_threads()
+    with one_blas_thread():
+        assert set(blas_threads()) == {1}
+        with one_blas_thread():
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {1}, "the inner block must not lift the outer one's limit"
+    assert blas_threads() == before
+    set_threads(2)
+    assert all(set(inside) == {1} for inside in in_lanes(lambda chunks: blas_threads(), np.empty(2), 1))
+    assert blas_threads() == before
+
+
+def test_blas_is_set_back_by_the_last_of_several_threads_and_after_an_exception():
+    before = blas_threads()
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with one_blas_thread():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with pytest.raises(ZeroDivisionError), one_blas_thread():
+        thread.start()
+        entered.wait(10)
+        raise ZeroDivisionError
+    assert set(blas_threads()) <= {1}, "the other thread still holds the limit"
+    leave.set()
+    thread.join()
+    assert blas_threads() == before and backend._blas_users == 0
+
+
+# ---- how many threads
+
+
+def test_threads_come_from_the_environment(monkeypatch):
+    monkeypatch.setattr(backend, "_threads", 0)
+    monkeypatch.setenv("MINIRES_THREADS", "3")
+    assert threads() == 3
+    monkeypatch.delenv("MINIRES_THREADS")
+    assert 1 <= threads() <= (os.cpu_count() or 1)
+    monkeypatch.setenv("MINIRES_THREADS", "3")
+    set_threads(5)
+    assert threads() == 5
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", " ", "+2", "1e3"])
+def test_a_bad_number_of_threads_in_the_environment_is_named(monkeypatch, text):
+    monkeypatch.setattr(backend, "_threads", 0)
+    monkeypatch.setenv("MINIRES_THREADS", text)
+    with pytest.raises(ValueError, match="MINIRES_THREADS: wanted a whole number from 1 on, got '"):
+        threads()
+
+
+@pytest.mark.parametrize("n", [0, -2, 1.5, "2", None])
+def test_a_bad_number_of_threads_is_named(n):
+    with pytest.raises(ValueError, match="threads: wanted a whole number from 1 on"):
+        set_threads(n)
+
+
+def test_more_threads_may_be_set_later():
+    for n in (1, 4, 2):
+        set_threads(n)
+        assert len(in_lanes(list, np.empty(8), 1)) == n
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_lanes_work_in_a_forked_child():
+    """A child has the parent's pool object but none of its threads, and would wait for them for ever."""
+    set_threads(3)
+    in_lanes(list, np.empty(6), 1)
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: send.send(len(in_lanes(list, np.empty(6), 1))))
+    child.start()
+    try:
+        assert receive.poll(20), "the forked child hangs"
+        assert receive.recv() == 3
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_python_ends_while_a_pool_stands():
+    code = ("import numpy as np; from minires.backend import in_lanes, set_threads; set_threads(3); "
+            "print(len(in_lanes(list, np.empty(6), 1)))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("3", 0), done.stderr
+
+
+# ---- where arrays live
+
+
+def test_numpy_arrays_and_numbers_live_on_the_cpu():
+    x = np.ones(3)
+    assert array_module(x) is np and device_of(x) == "cpu"
+    assert array_module(1.0) is np and device_of([1.0]) == "cpu"
+    assert to_device(x, "cpu") is x and to_host(x) is x
+    assert isinstance(to_device([1.0, 2.0], "cpu"), np.ndarray)
+
+
+def test_an_unknown_device_is_named():
+    with pytest.raises(ValueError, match="device: wanted one of cpu, gpu.*got 'tpu'"):
+        to_device(np.ones(3), "tpu")
+
+
+class Elsewhere:
+    """A pretend device: it holds an array and refuses to be taken for one."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __len__(self):
+        return len(self.array)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    monkeypatch.setattr(backend, "_backends", dict(backend._backends))
+    backend.register(backend.Backend("elsewhere", "its functions", Elsewhere, Elsewhere, lambda x: x.array))
+
+
+def test_a_registered_library_is_known_by_its_arrays(elsewhere):
+    x = np.ones(3)
+    there = to_device(x, "elsewhere")
+    assert isinstance(there, Elsewhere)
+    assert array_module(there) == "its functions" and device_of(there) == "elsewhere"
+    assert to_device(there, "elsewhere") is there
+    assert to_host(there) is x and to_device(there, "cpu") is x
+
+
+def test_another_device_gets_the_whole_batch_at_once(elsewhere):
+    set_threads(4)
+    assert in_lanes(list, Elsewhere(np.empty(100)), 10**6) == [[slice(0, 100)]]
+
