@@ -159,8 +159,15 @@ def _forget_pool() -> None:
     _pool = None
 
 
-if hasattr(os, "register_at_fork"):  # a forked child has the pool's object but none of its threads
-    os.register_at_fork(after_in_child=_forget_pool)
+def _after_fork() -> None:
+    """A forked child has the pool's object but none of its threads, and perhaps a lock that nobody will open."""
+    global _blas_lock
+    _blas_lock = threading.RLock()
+    _forget_pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def in_lanes(lane: Callable[[list[slice]], T], x: Array, item_bytes: int) -> list[T]:

@@ -162,8 +162,11 @@ def _inputs(job: Job) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _minires(peer: str, job: Job) -> Callable[[], Any]:
-    from minires import SGD, Tensor, build, cross_entropy, no_grad
+    from minires.functional import cross_entropy
     from minires.nn import BatchNorm2d, Conv2d
+    from minires.optim import SGD
+    from minires.resnet import build
+    from minires.tensor import Tensor, no_grad
 
     x, y = _inputs(job)
     if job.task == "layer":

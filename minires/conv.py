@@ -81,12 +81,15 @@ class Im2col:
         n, h, w, c = x.shape
         if self.kernel == (1, 1) and self.padding == 0:
             return x[:, :: self.stride, :: self.stride].reshape(-1, c)
-        if self.padded is None:
-            self.padded = pad2d(x, self.padding)
-            self.view = patches(self.padded, *self.kernel, self.stride)
-            self.cols = array_module(x).empty(self.view.shape, x.dtype)
-        _inside(self.padded[:n], self.padding)[...] = x
-        self.cols[:n] = self.view[:n]
+        if self.padding:  # without one, the patches are those of x itself, which is not ours to write into
+            if self.padded is None:
+                self.padded = pad2d(x, self.padding)
+            _inside(self.padded[:n], self.padding)[...] = x
+            x = self.padded[:n]
+        view = patches(x, *self.kernel, self.stride)
+        if self.cols is None:
+            self.cols = array_module(x).empty(view.shape, x.dtype)
+        self.cols[:n] = view
         return self.cols[:n].reshape(-1, self.kernel[0] * self.kernel[1] * c)
 
 

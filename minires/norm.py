@@ -74,7 +74,7 @@ def batch_norm(
         mean, var = running_mean.copy(), running_var.copy()
     s = 1 / xp.sqrt(var + eps)  # (C,)
     scale, centre, shift = _tile(gamma.data * s, x), _tile(mean, x), _tile(beta.data - mean * gamma.data * s, x)
-    out_data = xp.empty_like(x_data)
+    out_data = xp.empty(x.shape, x.dtype)
     rows, out = _rows(x_data), _rows(out_data)
 
     def forward(chunks: list[slice]) -> None:
@@ -87,7 +87,7 @@ def batch_norm(
     in_lanes(forward, rows, 2 * rows[:1].nbytes)
 
     def backward(grad: Array) -> Gradients:
-        dx = xp.empty_like(x_data)
+        dx = xp.empty(x.shape, x.dtype)
         grad, g = _rows(grad), _rows(dx)
 
         def sums(chunks: list[slice]) -> Array:
@@ -100,10 +100,10 @@ def batch_norm(
 
         dbeta, dgamma = sum(in_lanes(sums, rows, 4 * rows[:1].nbytes))
         dgamma = dgamma * s
-        # dx = scale g + a x + b: the terms of the formula, gathered by what they multiply
-        a = -gamma.data * s * s * dgamma / m
-        b = -gamma.data * s * dbeta / m - a * mean
-        a, b = _tile(a, x), _tile(b, x)
+        if training:  # dx = scale g + a x + b: the terms of the formula, gathered by what they multiply
+            a = -gamma.data * s * s * dgamma / m
+            b = _tile(-gamma.data * s * dbeta / m - a * mean, x)
+            a = _tile(a, x)
 
         def input_gradient(chunks: list[slice]) -> None:
             for i in chunks:

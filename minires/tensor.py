@@ -12,6 +12,7 @@ gradient per input, and `Tensor.from_op`, which ties them together. No other fil
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -287,7 +288,8 @@ class Tensor:
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """z = sum of x over `axis` / count."""
-        count = self.size / max(1, int(np.prod(_kept_shape(self.shape, axis, "mean"))))
+        kept = _kept_shape(self.shape, axis, "mean")
+        count = math.prod(n for n, k in zip(self.shape, kept, strict=True) if n != k)
         return self.sum(axis, keepdims) * (1 / count)
 
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:

@@ -27,6 +27,11 @@ def test_scalars_empty_arrays_and_constants_pass():
     assert gradcheck(lambda x: x * 2.0, [np.zeros((0, 3))])
 
 
+def test_outputs_that_are_views_of_an_input_pass():
+    for fn in (lambda x: x.T, lambda x: x.reshape(-1), lambda x: x[::2]):
+        assert gradcheck(fn, [draw(3, 4)])
+
+
 def test_an_input_that_plays_no_part_passes():
     assert gradcheck(lambda x, y: x * 2.0, [draw(3), draw(2)])
 

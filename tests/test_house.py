@@ -1,4 +1,4 @@
-"""The house: a module imports only from rooms above it, only backend.py names CuPy, heavy libraries stay lazy."""
+"""The house: a module imports only from rooms above it, and heavy libraries where they are used."""
 
 import ast
 import re
@@ -12,7 +12,8 @@ import minires
 HOUSE = Path(minires.__file__).parent
 ORDER = [  # a room may import from those before it; `data` is a folder of modules
     "backend", "strict", "tensor", "gradcheck", "functional", "conv", "norm", "nn", "resnet", "optim",
-    "summary", "data", "checkpoint", "train", "plots", "experiments", "exercises", "doctor", "cli", "__main__",
+    "summary", "data", "checkpoint", "train", "plots", "experiments", "exercises", "bench", "doctor",
+    "cli", "__main__",
 ]  # fmt: skip
 LIGHT = {"numpy", "threadpoolctl"}  # beside Python's own library, all that may be loaded at once
 PLOTS_AND_COMMANDS = {"plots", "cli", "__main__"}  # nothing light imports these: heavy ones may stand on top
@@ -65,7 +66,7 @@ def test_a_module_imports_only_from_rooms_above_it(module):
         if name.split(".")[0] == "minires":
             other = name.split(".")[1]
             own_folder = other == room(module) and module.parent != HOUSE
-            assert other in ORDER, f"line {node.lineno}: {name} is no room"
+            assert other in ORDER, f"line {node.lineno}: {name} is no room; import from the module itself"
             assert own_folder or ORDER.index(other) < ORDER.index(room(module)), (
                 f"{module.name}, line {node.lineno}: {other} is below {room(module)} in the house"
             )

@@ -310,9 +310,15 @@ def test_gradients_handed_to_two_parents_are_never_written_into():
     np.testing.assert_array_equal(upstream, [1, 2, 3])
     np.testing.assert_array_equal(x.grad, 7 * upstream)
     np.testing.assert_array_equal(z.grad, 2 * upstream)
+
+
+def test_a_gradient_shared_by_two_leaves_stays_right_when_one_gathers_more():
+    """After x + z, x.grad and z.grad may be one array, and the caller's upstream gradient too."""
+    x, z, upstream = leaf(3), leaf(3, seed=2), np.array([1.0, 2.0, 3.0])
+    (x + z).backward(upstream)
     (x * 1.0).backward(np.ones(3))
-    np.testing.assert_array_equal(x.grad, 7 * upstream + 1)
-    np.testing.assert_array_equal(z.grad, 2 * upstream)
+    np.testing.assert_array_equal(x.grad, [2, 3, 4])
+    np.testing.assert_array_equal(z.grad, [1, 2, 3])
     np.testing.assert_array_equal(upstream, [1, 2, 3])
 
 
