@@ -108,6 +108,12 @@ def assert_is(dataset, data):
         np.testing.assert_array_equal(images[..., channel], data.planes[:, channel])
 
 
+def found(place=None):
+    path = find_cifar10(place)
+    assert path is not None
+    return path
+
+
 def one_line(error):
     message = str(error.value)
     assert "\n" not in message and len(message) < 500
@@ -152,7 +158,7 @@ def test_find(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_cifar10() is None
     here = write_folder(tmp_path / "data" / "cifar-10-batches-py", python_files(small))
-    assert find_cifar10().resolve() == here
+    assert found().resolve() == here
     there = write_folder(tmp_path / "there" / "cifar-10-batches-bin", binary_files(small))
     monkeypatch.setenv("MINIRES_DATA", str(tmp_path / "there"))
     assert find_cifar10() == there
@@ -165,12 +171,12 @@ def test_find(small, tmp_path, monkeypatch):
     assert find_cifar10(tmp_path / "nowhere") is None
     (tmp_path / "half" / "cifar-10-batches-bin").mkdir(parents=True)
     with pytest.raises(DataError, match="no such file"):
-        load_cifar10(find_cifar10(tmp_path / "half"))
+        load_cifar10(found(tmp_path / "half"))
 
 
 @pytest.mark.skipif(not os.environ.get("MINIRES_DATA"), reason="MINIRES_DATA is not set")
 def test_real_cifar10():
-    data = load_cifar10(find_cifar10())
+    data = load_cifar10(found())
     assert data.train_images.shape == (50_000, 32, 32, 3) and data.test_images.shape == (10_000, 32, 32, 3)
     np.testing.assert_array_equal(np.bincount(data.train_labels), [5000] * 10)
     np.testing.assert_array_equal(np.bincount(data.test_labels), [1000] * 10)
@@ -216,7 +222,7 @@ def test_archive_with_strangers(small, tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()
     extra = [
-        member("../evil.txt", b"x"), member(str(tmp_path / "evil.txt"), b"x"), member("./test_batch.bin", b"x"),
+        member("../evil.txt", b"x"), member(f"{tmp_path}/evil.txt", b"x"), member("./test_batch.bin", b"x"),
         member("link", kind=tarfile.SYMTYPE, link="/etc/passwd"),
         member("cifar-10-batches-bin/../data_batch_1.bin", b"x"),
     ]  # fmt: skip
@@ -388,7 +394,16 @@ def test_any_bytes_as_pickle(small, tmp_path, raw):
 BODY = bytes(range(256)) * 1200  # 307,200 bytes
 
 
+class Server(http.server.ThreadingHTTPServer):
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked, self.stop = [], threading.Event()
+        self.at = f"http://127.0.0.1:{self.server_port}"
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
     def do_GET(self):
         self.server.asked.append(self.path)
         if self.path == "/missing":
@@ -421,11 +436,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.stop = [], threading.Event()
+    server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    server.at = f"http://127.0.0.1:{server.server_port}"
     yield server
     server.stop.set()
     server.shutdown()

@@ -7,6 +7,6 @@ from minires.data.loader import Loader
 from minires.data.shapes10 import shapes10
 
 __all__ = [
-    "DataError", "Dataset", "Loader", "Normalise", "augment", "download_cifar10", "find_cifar10", "load_cifar10",
-    "shapes10",
+    "DataError", "Dataset", "Loader", "Normalise", "augment",
+    "download_cifar10", "find_cifar10", "load_cifar10", "shapes10",
 ]  # fmt: skip

@@ -3,8 +3,8 @@
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; file formats:
 https://www.cs.toronto.edu/~kriz/cifar.html
 
-A file from a stranger can't run code here, write anything or fill the memory: archives are read in memory, member by
-member, under a size limit, and pickles by a reader that calls nothing.
+A file from a stranger can't run code here, write anything or fill the memory: archives are read in memory,
+member by member, under a size limit, and pickles by a reader that calls nothing.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ URLS = (
 )
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 BY_HAND = (
-    "put cifar-10-python.tar.gz or cifar-10-binary.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html, or a "
-    "friend's copy) into data/, no need to unpack it, or name its folder with --data-dir or MINIRES_DATA"
+    "put cifar-10-python.tar.gz or cifar-10-binary.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html) "
+    "into data/, no need to unpack it, or name its folder with --data-dir or MINIRES_DATA"
 )
 MEND = "fetch a good copy with: python -m minires data cifar10"
 
@@ -50,14 +50,14 @@ MAX_TAR_BYTES = 200_000_000  # unpacked; the official archives hold about 186,00
 MAX_TAR_MEMBERS = 100
 
 
-# ---------------------------------------------------------------------------------------------------------- finding
+# ---- finding ----
 
 
 def find_cifar10(data_dir: str | Path | None = None) -> Path | None:
     """Where CIFAR-10 lies, ready for `load_cifar10`, or None.
 
-    Looks in `data_dir` where given, else in the folder that the environment variable MINIRES_DATA names, else in
-    `data/` of the current folder. That place may be (or hold) an unpacked `cifar-10-batches-bin` or
+    Looks in `data_dir` where given, else in the folder that the environment variable MINIRES_DATA names, else
+    in `data/` of the current folder. That place may be (or hold) an unpacked `cifar-10-batches-bin` or
     `cifar-10-batches-py`, or either archive, `cifar-10-binary.tar.gz` or `cifar-10-python.tar.gz`.
     """
     place = Path(data_dir or os.environ.get("MINIRES_DATA") or "data").expanduser()
@@ -71,20 +71,21 @@ def find_cifar10(data_dir: str | Path | None = None) -> Path | None:
 
 
 def _is_layout(folder: Path) -> bool:
-    """A folder with a batch in it; or one of the right name, so that a half unpacked one is told, not overlooked."""
+    """A folder with a batch in it; or one of the right name, so that an empty one is told, not overlooked."""
     names = [batch + end for batch in BATCHES for end in ("", ".bin")]
     return folder.is_dir() and (folder.name in FOLDERS or any((folder / name).is_file() for name in names))
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# ---- reading ----
 
 
 def load_cifar10(path: str | Path) -> Dataset:
     """Read CIFAR-10 from an unpacked folder (binary or python layout) or from either archive as it is.
 
-    `path` is what `find_cifar10` returned. Files are taken in the official order: five training batches, one test
-    batch, 10,000 images each. Raises DataError, in one line, where a file is missing, has the wrong size, is damaged,
-    holds labels outside 0..9 or a pickle that asks for more than NumPy arrays and plain containers.
+    `path` is what `find_cifar10` returned. Files are taken in the official order: five training batches, one
+    test batch, 10,000 images each. Raises DataError, in one line, where a file is missing, has the wrong
+    size, is damaged, holds labels outside 0..9 or a pickle that asks for more than NumPy arrays and plain
+    containers.
     """
     path = Path(path)
     if not path.exists():
@@ -98,7 +99,8 @@ def load_cifar10(path: str | Path) -> Dataset:
             raise DataError(f"{where}: found twice; {MEND}")
         seen.add(batch)
         rows = slice(batch * PER_BATCH, (batch + 1) * PER_BATCH)
-        planes, labels[rows] = _decode_binary(raw, where) if name.endswith(".bin") else _decode_pickle(raw, where)
+        decode = _decode_binary if name.endswith(".bin") else _decode_pickle
+        planes, labels[rows] = decode(raw, where)
         images[rows] = planes.reshape(PER_BATCH, 3, 32, 32).transpose(0, 2, 3, 1)
     missing = [name for batch, name in enumerate(BATCHES) if batch not in seen]
     if missing:
@@ -150,8 +152,9 @@ class _BoundedGzip(gzip.GzipFile):
 
 
 def _read_archive(path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """The batches in a tar.gz, read straight into memory by their exact names; everything else is passed over."""
-    wanted = {f"{folder}/{batch}{end}" for folder, end in zip(FOLDERS, (".bin", ""), strict=True) for batch in BATCHES}
+    """The batches in a tar.gz, read into memory by their exact names; everything else is passed over."""
+    binary, python = FOLDERS
+    wanted = {f"{binary}/{batch}.bin" for batch in BATCHES} | {f"{python}/{batch}" for batch in BATCHES}
     try:
         with _BoundedGzip(path) as unpacked:
             unpacked.limit = 65_536  # a tar header takes 512 bytes, an extended one little more
@@ -172,7 +175,9 @@ def _read_archive(path: Path) -> Iterator[tuple[str, str, bytes]]:
                     if len(raw) < member.size:
                         raise EOFError("the archive ends too early")
                     yield where, name, raw
-            unpacked.seek(MAX_TAR_BYTES)  # to the end, where gzip keeps its checksum of the whole
+            # On to the end, where gzip keeps its checksum of the whole.
+            if unpacked.seek(MAX_TAR_BYTES) == MAX_TAR_BYTES:
+                raise DataError(f"unpacks to more than {MAX_TAR_BYTES:,} bytes")
     except Exception as error:  # tarfile, gzip and zlib raise a dozen kinds over damaged bytes
         told = str(error) or type(error).__name__
         raise DataError(told if told.startswith(str(path)) else f"{path}: {told}; {MEND}") from None
@@ -196,7 +201,7 @@ class _Recorded:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows plain containers, and the four names in a pickled NumPy array (under NumPy 1's and NumPy 2's modules)."""
+    """Knows plain containers, and the names in a pickled NumPy array (of NumPy 1 and of NumPy 2)."""
 
     KNOWN = {("numpy", "ndarray"), ("numpy", "dtype")} | {
         (module, name)
@@ -213,7 +218,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _decode_pickle(raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """A pickled dict: "data", uint8 (10000, 3072), planes R, G, B; "labels", a list of 10,000 integers."""
     try:
-        # A few bytes of pickle can ask for gigabytes (a far memo slot, millions of empty lists): look before reading.
+        # A small pickle can ask for gigabytes (a far memo slot, millions of empty lists): look first.
         for step, (opcode, arg, _) in enumerate(pickletools.genops(raw)):
             if step > MAX_PICKLE_STEPS or ("PUT" in opcode.name and int(arg or 0) > MAX_PICKLE_STEPS):
                 raise DataError("the pickle asks for more memory than CIFAR-10 needs")
@@ -229,10 +234,11 @@ def _decode_pickle(raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _array(piece: Any) -> np.ndarray:
-    """The batch's pixels from the noted state of a NumPy array: (version, shape, dtype, column order?, bytes)."""
+    """A batch's pixels from the noted state of an array: (version, shape, dtype, column order?, bytes)."""
     _, shape, dtype, fortran, raw = piece.state
-    if shape != (PER_BATCH, IMAGE_BYTES) or dtype.args[0] not in ("u1", b"u1") or type(raw) is not bytes:
-        raise DataError(f"wanted pixels of shape {(PER_BATCH, IMAGE_BYTES)} and type u1, came {shape}, {dtype.args[0]}")
+    kind = dtype.args[0]
+    if shape != (PER_BATCH, IMAGE_BYTES) or kind not in ("u1", b"u1") or type(raw) is not bytes:
+        raise DataError(f"wanted u1 pixels of shape {(PER_BATCH, IMAGE_BYTES)}, came {kind} {shape}")
     return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
@@ -243,7 +249,7 @@ def _check_labels(labels: np.ndarray, where: str) -> np.ndarray:
     return labels
 
 
-# ------------------------------------------------------------------------------------------------------ downloading
+# ---- downloading ----
 
 
 def download_cifar10(
@@ -257,10 +263,10 @@ def download_cifar10(
 ) -> Path:
     """Download the python archive (170 MB) into `folder`, check its SHA-256 and return its path.
 
-    The URLs are tried in turn: the next one is taken when a host refuses, stays silent or stays under `min_speed`
-    bytes/s for `window` seconds, or when the checksum is wrong. The file gets its name only when it is whole; one
-    that is there already and whole is not fetched again. Raises DataError, which says what to do by hand, where no
-    URL serves.
+    The URLs are tried in turn: the next one is taken when a host refuses, stays silent or stays under
+    `min_speed` bytes/s for `window` seconds, or when the checksum is wrong. The file gets its name only when
+    it is whole; one that is there already and whole is not fetched again. Raises DataError, which says what
+    to do by hand, where no URL serves.
     """
     import pooch
 

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """A data set is missing, damaged or not what its name says. The message is one line and names the mend."""
+    """A data set is missing, damaged or not what its name says. The message: one line, with the mend."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, each prepared on a background thread while the one before it is used."""
+"""Batches for training and evaluation, each prepared in the background while the one before it is used."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Loader:
-    """Cuts a data set into batches: x float32 (N, 32, 32, 3), normalised and perhaps augmented, and y int64 (N,).
+    """Cuts a data set into batches: x float32 (N, 32, 32, 3), normalised, perhaps augmented; y int64 (N,).
 
-    `normalise` maps uint8 images to float32 ones, see `Normalise`. With `shuffle` every epoch has an order of its own,
-    with `augment` every batch its own crops and flips; `drop_last` leaves out a last, smaller batch.
+    `normalise` maps uint8 images to float32 ones, see `Normalise`. With `shuffle` every epoch has an order of
+    its own, with `augment` every batch its own crops and flips; `drop_last` leaves out a last, smaller batch.
 
-    Random draws are keyed by (seed, purpose, epoch, step), not carried from one to the next: step k of epoch e holds
-    the same bytes whether it is reached through the epochs before, after a resume, or alone.
+    Random draws are keyed by (seed, purpose, epoch, step), not carried from one to the next: step k of epoch
+    e holds the same bytes whether it is reached through the epochs before, after a resume, or alone.
     """
 
     def __init__(
@@ -40,11 +40,10 @@ class Loader:
         if images.ndim != 4 or images.dtype != np.uint8:
             raise ValueError(f"Loader: images must be uint8 (N, H, W, C), came {images.dtype} {images.shape}")
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"Loader: labels must be {len(images)} integers, one an image, came {labels.dtype} {labels.shape}"
-            )
+            came = f"{labels.dtype} {labels.shape}"
+            raise ValueError(f"Loader: labels must be {len(images)} integers, one an image, came {came}")
         if not 1 <= batch_size <= len(images):
-            raise ValueError(f"Loader: batch_size must be from 1 to {len(images)} (the images), came {batch_size}")
+            raise ValueError(f"Loader: batch_size must be from 1 to {len(images)} images, came {batch_size}")
         self.images, self.labels, self.batch_size = images, labels.astype(np.int64), batch_size
         self.normalise, self.seed = normalise, seed
         self.shuffle, self.augment, self.drop_last = shuffle, augment, drop_last

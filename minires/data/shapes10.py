@@ -3,12 +3,14 @@
 How an image is made, with u, v the coordinates in the shape's own frame (turned, moved, its radius 1):
 
     1. a background whose colour changes linearly across the image, with a few spots of other colours on it
-    2. the shape, an inequality in u and v, 2x2 samples a pixel, in a colour that is at least 48 levels off
+    2. the shape, an inequality in u and v, 2x2 samples a pixel, in a colour that differs from the
+       background's base by 64 levels or more in each channel
     3. noise on every byte
 
-The same seed gives the same bytes on every machine: random words come straight from the bit generator PCG64, whose
-stream NumPy keeps, and the arithmetic is float32 `+ - *` and comparisons only, which IEEE 754 rounds exactly (no
-library sine, no sum in an order of its own). Image i depends on the seed and i alone, not on how many are drawn.
+The same seed gives the same bytes on every machine: random words come straight from the bit generator PCG64,
+whose stream NumPy keeps, and the arithmetic is float32 `+ - * /` and comparisons only, which IEEE 754 rounds
+exactly (no library sine, no sum in an order of its own). Image i depends on the seed and i alone, not on how
+many are drawn.
 """
 
 from __future__ import annotations
@@ -43,19 +45,30 @@ SHAPES: dict[str, Mask] = {
 }
 
 CLASSES = tuple(SHAPES)
-SPOTS = 3
+RADIUS = (112, 192)  # of a shape, in 1/16 pixel
+SHIFT = 64  # of its centre along each axis, at most, in 1/16 pixel
+TURN = 64  # at most, as 256 tan(angle / 2): 28 degrees
+SLOPE = 24  # of the background's colour, at most, in 1/16 level a pixel
+SPOTS, SPOT = 3, (3, 12)  # how many, and their squared radius in pixels
+NOISE = 40  # levels from the lowest to the highest
 DRAWS = 64  # 16-bit draws an image, for its geometry and colours
-WORDS = (2 * DRAWS + 32 * 32 * 3) // 8  # 64-bit words an image: the draws, then a byte of noise for each of its bytes
+WORDS = (2 * DRAWS + 32 * 32 * 3) // 8  # 64-bit words an image: the draws, then a byte of noise for each byte
 CHUNK = 250  # images rendered at once
 
 
 def shapes10(train: int = 5000, test: int = 1000, seed: int = 0) -> Dataset:
-    """Draw Shapes-10: `train` and `test` images, uint8 (N, 32, 32, 3), the ten classes in turn (label i is i mod 10)."""
+    """Draw Shapes-10: `train` and `test` images; the ten classes come in turn, label i is i mod 10.
+
+    A ladder, measured with PyTorch at the default size and seed: softmax regression on pixels ends at 14 %
+    test accuracy, an MLP with 512 hidden units at 54 %, ResNet-20 at 97 % after five epochs (one-cycle, no
+    augmentation). tests/test_shapes10_ladder.py climbs it on the engine.
+    """
     for name, count in (("train", train), ("test", test)):
         if count < 1:
             raise ValueError(f"shapes10: {name} must be 1 or more, came {count}")
     train_images, test_images = _images(train, [seed, 0]), _images(test, [seed, 1])
-    return Dataset("shapes10", train_images, np.arange(train) % 10, test_images, np.arange(test) % 10, CLASSES)
+    train_labels, test_labels = (np.arange(count, dtype=np.int64) % 10 for count in (train, test))
+    return Dataset("shapes10", train_images, train_labels, test_images, test_labels, CLASSES)
 
 
 def _images(count: int, seed: list[int]) -> np.ndarray:
@@ -71,7 +84,7 @@ def _images(count: int, seed: list[int]) -> np.ndarray:
 def _render(labels: np.ndarray, random_bytes: np.ndarray) -> np.ndarray:
     """Images (N, 32, 32, 3) uint8 of the shapes `labels` (N,), from random bytes (N, 8 * WORDS)."""
     draws = random_bytes[:, : 2 * DRAWS].view("<u2").astype(np.int32)  # (N, DRAWS), 0..65535
-    noise = random_bytes[:, 2 * DRAWS :].reshape(-1, 32, 32, 3)
+    noise = random_bytes[:, 2 * DRAWS :].reshape(-1, 32, 32, 3).astype(np.int32)
     column = iter(range(DRAWS))
 
     def draw(low: int, high: int, *shape: int) -> np.ndarray:
@@ -88,8 +101,8 @@ def _render(labels: np.ndarray, random_bytes: np.ndarray) -> np.ndarray:
 
     # Background: a base colour and a slope along each axis.  (N, 32, 32, 3)
     x = np.arange(32, dtype=np.int32) - 16
-    base, slope = draw(*BASE, 1, 1, 3), draw(-SLOPE, SLOPE + 1, 2, 1, 1, 3)
-    image = base + (slope[:, 0] * x[:, None, None] + slope[:, 1] * x[None, :, None] >> 4)
+    base, slope = draw(0, 256, 1, 1, 3), draw(-SLOPE, SLOPE + 1, 2, 1, 1, 3)
+    image = base + (slope[:, 0] * x[:, None, None] + slope[:, 1] * x[None, :, None]) // 16
     for _ in range(SPOTS):
         at, size, colour = draw(-16, 16, 2, 1, 1), draw(*SPOT, 1, 1), draw(0, 256, 1, 1, 3)
         spot = (x[:, None] - at[:, 0]) ** 2 + (x[None, :] - at[:, 1]) ** 2 < size
@@ -105,10 +118,7 @@ def _render(labels: np.ndarray, random_bytes: np.ndarray) -> np.ndarray:
         mine = labels == label
         covered[mine] = inside(u[mine], v[mine])
     cover = covered.reshape(-1, 32, 2, 32, 2).sum(axis=(2, 4), dtype=np.int32)[..., None]
-    colour = COLOUR(base, draw)
+    colour = (base + draw(64, 193, 1, 1, 3)) % 256  # 64 levels off or more
     image = (image * (4 - cover) + colour * cover) >> 2
     return np.clip(image + (noise * NOISE >> 8) - NOISE // 2, 0, 255).astype(np.uint8)
 
-
-RADIUS, SHIFT, TURN, BASE, SLOPE, SPOT, NOISE = (112, 192), 64, 64, (0, 256), 24, (3, 12), 40
-COLOUR = lambda base, draw: (base + draw(64, 193, 1, 1, 3)) % 256
