@@ -124,6 +124,7 @@ keep_freed_memory()
 # ---- chunks of the batch, shared among threads ----------------------------------------------------------------------
 
 CHUNK_BYTES = 2 * 1024 * 1024  # small enough for the cache, large enough that Python's share of the time is small
+LANE_BYTES = 128 * 1024  # with less than this for each, waking another thread costs more than it brings
 
 _blas = ThreadpoolController()
 _blas_lock = threading.RLock()
@@ -181,7 +182,8 @@ def in_lanes(lane: Callable[[list[slice]], T], x: Array, item_bytes: int) -> lis
     if array_module(x) is not np:
         return [lane([slice(0, n)])]
     most = max(1, CHUNK_BYTES // max(1, item_bytes))  # an item of an empty batch may have no bytes
-    shares = [split(share, most) for share in split(slice(0, n), -(-n // threads()))]
+    lanes = min(threads(), 1 + n * item_bytes // LANE_BYTES)
+    shares = [split(share, most) for share in split(slice(0, n), -(-n // lanes))]
     with one_blas_thread():
         others = [_threads_pool().submit(lane, share) for share in shares[1:]]
         try:
@@ -189,6 +191,20 @@ def in_lanes(lane: Callable[[list[slice]], T], x: Array, item_bytes: int) -> lis
         finally:  # also when a lane fails: none may outlive the call
             wait(others)
         return [first, *(other.result() for other in others)]
+
+
+def add(a: Array, b: Array) -> Array:
+    """a + b for two arrays of one shape; large ones in lanes."""
+    if a.nbytes < LANE_BYTES:
+        return a + b
+    out = array_module(a).empty(a.shape, a.dtype)
+
+    def lane(chunks: list[slice]) -> None:
+        for s in chunks:
+            array_module(a).add(a[s], b[s], out=out[s])
+
+    in_lanes(lane, a, 3 * a[:1].nbytes)
+    return out
 
 
 def split(whole: slice, most: int) -> list[slice]:

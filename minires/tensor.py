@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.backend import Array, array_module, device_of, to_device
+from minires.backend import Array, add, array_module, device_of, to_device
 
 Gradients = tuple[Array | None, ...]
 
@@ -166,8 +166,8 @@ class Tensor:
                 if g is None or g.shape != parent.shape:
                     came = "None" if g is None else f"shape {g.shape}"
                     raise RuntimeError(f"backward of {node.name}: wanted a gradient of shape {parent.shape}, got {came}")
-                # `+`, never `+=`: a residual add hands the same array to both parents
-                grads[id(parent)] = grads[id(parent)] + g if id(parent) in grads else g
+                # a new array, never `+=`: a residual add hands the same array to both parents
+                grads[id(parent)] = add(grads[id(parent)], g) if id(parent) in grads else g
 
     # ---- arithmetic: each operation with its gradient beside it
 

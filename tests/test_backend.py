@@ -29,6 +29,11 @@ from minires.backend import (
 
 
 @pytest.fixture(autouse=True)
+def lanes_for_any_work(monkeypatch):
+    monkeypatch.setattr(backend, "LANE_BYTES", 1)
+
+
+@pytest.fixture(autouse=True)
 def same_threads_afterwards():
     before = backend._threads
     yield
@@ -249,7 +254,7 @@ def test_lanes_work_in_a_forked_child():
 
 def test_python_ends_while_a_pool_stands():
     code = ("import numpy as np; from minires.backend import in_lanes, set_threads; set_threads(3); "
-            "print(len(in_lanes(list, np.empty(6), 1)))")  # fmt: skip
+            "print(len(in_lanes(list, np.empty(6), 10**6)))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("3", 0), done.stderr
 

@@ -45,6 +45,7 @@ def normal(*shape, seed=1):
 @pytest.fixture(params=["one chunk", "a chunk for each image, in three lanes"])
 def chunks(request, monkeypatch):
     """Run a test once with the whole batch in one piece, once cut up as finely as can be."""
+    monkeypatch.setattr(backend, "LANE_BYTES", 1)
     monkeypatch.setattr(backend, "_threads", 1 if request.param == "one chunk" else 3)
     if request.param != "one chunk":
         monkeypatch.setattr(backend, "CHUNK_BYTES", 1)
