@@ -6,7 +6,9 @@ and other modules. The names of the attributes, joined by dots, name every param
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,11 @@ class Module:
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.forward(x)
+    def __call__(self, x: Tensor, **options: Any) -> Tensor:
+        out = self.forward(x, **options)
+        for tell in getattr(_watch, "observers", ()):
+            tell(self, out)
+        return out
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all below it, each with its dotted name, in the order they were made."""
@@ -110,6 +115,29 @@ class Module:
         return self
 
 
+_watch = threading.local()
+
+
+@contextmanager
+def observe(net: Module, callback: Callable[[str, Module, Tensor], None]) -> Iterator[None]:
+    """`with observe(net, callback): net(x)` calls callback(name, module, output) after each module of
+    `net` has run: inner modules before the one that holds them, `net` last, under the name "". Each
+    thread has its own observers.
+    """
+    names = {module: name for name, module in reversed(list(net.modules()))}  # where shared, its first
+
+    def tell(module: Module, output: Tensor) -> None:
+        if module in names:
+            callback(names[module], module, output)
+
+    before = getattr(_watch, "observers", ())
+    _watch.observers = (*before, tell)
+    try:
+        yield
+    finally:
+        _watch.observers = before
+
+
 def parameter(array: np.ndarray) -> Tensor:
     """A learned tensor, float32."""
     return Tensor(array.astype(np.float32), requires_grad=True)
@@ -159,9 +187,6 @@ class BatchNorm2d(Module):
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         return batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
                           self.training, self.momentum, self.eps, relu)  # fmt: skip
-
-    def __call__(self, x: Tensor, relu: bool = False) -> Tensor:
-        return self.forward(x, relu)
 
 
 class LayerNorm(Module):
