@@ -78,8 +78,8 @@ def scaling(threads: int, rounds: int) -> dict[str, list[list[float]]]:
         found[name] = [[x, float(np.median(t))] for (x, _), t in zip(jobs, times, strict=True)]
         line = np.polyfit(*np.transpose(found[name]), 1)
         off = [seconds / np.polyval(line, x) - 1 for x, seconds in found[name]]
-        print(f"  {name}: " + ", ".join(f"{x} {s * 1e3:.0f} ms ({o:+.0%})" for (x, s), o in
-                                        zip(found[name], off, strict=True)) + " (off a straight line)", flush=True)  # fmt: skip
+        points = [f"{x} {s * 1e3:.0f} ms ({o:+.0%})" for (x, s), o in zip(found[name], off, strict=True)]
+        print(f"  {name}: {', '.join(points)} (off a straight line)", flush=True)
     return found
 
 

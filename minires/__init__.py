@@ -5,13 +5,37 @@
     loss = mr.cross_entropy(net(mr.Tensor(x)), y)
     loss.backward()
 
-Read the source in this order: backend, tensor, gradcheck, functional, conv, norm, nn, resnet, optim, then data and train.
+Read the source in this order: backend, tensor, gradcheck, functional, conv, norm, nn, resnet, optim, summary; then
+data, checkpoint and train.
 """
+
+from importlib import import_module
+from typing import Any
 
 from minires.backend import set_threads, threads
 from minires.conv import avg_pool2d, conv2d, global_avg_pool, max_pool2d
 from minires.functional import cross_entropy, dropout, linear, log_softmax, relu
+from minires.gradcheck import GradientError, gradcheck
 from minires.norm import batch_norm, layer_norm
 from minires.optim import SGD, clip_grad_norm
 from minires.resnet import build
 from minires.tensor import Tensor, concatenate, no_grad, pad
+
+_ON_FIRST_USE = {  # these need libraries that `import minires` shall not wait for
+    "load_torch_weights": "minires.checkpoint",
+    "load_weights": "minires.checkpoint",
+    "save_weights": "minires.checkpoint",
+    "summarise": "minires.summary",
+}
+
+__all__ = [
+    "GradientError", "SGD", "Tensor", "avg_pool2d", "batch_norm", "build", "clip_grad_norm", "concatenate", "conv2d",
+    "cross_entropy", "dropout", "global_avg_pool", "gradcheck", "layer_norm", "linear", "log_softmax", "max_pool2d",
+    "no_grad", "pad", "relu", "set_threads", "threads", *_ON_FIRST_USE,
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'minires' has no attribute {name!r}")
+    return getattr(import_module(_ON_FIRST_USE[name]), name)

@@ -175,7 +175,8 @@ def _minires(peer: str, job: Job) -> Callable[[], Any]:
 
         def layer() -> None:
             norm(conv(picture), relu=True).backward(grad)
-            picture.zero_grad(), conv.zero_grad(), norm.zero_grad()
+            for part in (picture, conv, norm):
+                part.zero_grad()
 
         return layer
     net = build(job.model)
@@ -202,14 +203,16 @@ def _torch(peer: str, job: Job) -> Callable[[], Any]:
     x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
     y = torch.from_numpy(labels)
     if job.task == "layer":
-        conv = torch.nn.Conv2d(job.channels, job.channels, 3, padding=1, bias=False).to(memory_format=layout)
+        conv: Any = torch.nn.Conv2d(job.channels, job.channels, 3, padding=1, bias=False)
+        conv.to(memory_format=layout)
         norm, grad = torch.nn.BatchNorm2d(job.channels), torch.ones_like(x)
         x.requires_grad_()
 
         def layer() -> None:
             relu(norm(conv(x))).backward(grad)
             x.grad = None
-            conv.zero_grad(), norm.zero_grad()
+            conv.zero_grad()
+            norm.zero_grad()
 
         return layer
     net = _torch_net(job.model).to(memory_format=layout)

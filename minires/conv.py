@@ -124,7 +124,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
 
         def stride_1(chunks: list[slice]) -> Array:
             w_turned = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
-            im2col, dw = Im2col(kh, kw, 1, kh - 1 - padding), 0
+            im2col, dw = Im2col(kh, kw, 1, kh - 1 - padding), xp.zeros((c, kh * kw * f), x.dtype)
             for s in chunks:
                 cols = im2col(grad[s])  # (n*H*W, KH*KW*F)
                 if dx is not None:
@@ -133,7 +133,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
             return dw.reshape(c, kh, kw, f)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
 
         def any_stride(chunks: list[slice]) -> Array:
-            im2col, dw = Im2col(kh, kw, stride, padding), 0
+            im2col, dw = Im2col(kh, kw, stride, padding), xp.zeros((kh * kw * c, f), x.dtype)
             for s in chunks:
                 g = grad[s].reshape(-1, f)  # (n*OH*OW, F)
                 dw += im2col(x_data[s]).T @ g
@@ -151,7 +151,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
 
 def conv2d_slow(x: Array, w: Array, bias: Array | None = None, stride: int = 1, padding: int = 0) -> Array:
     """The formula at the top of this file, a pixel of the output at a time, on plain arrays."""
-    xp, (n, h, width, c), (kh, kw, _, f) = array_module(x), x.shape, w.shape
+    xp, (n, h, width, _), (kh, kw, _, f) = array_module(x), x.shape, w.shape
     oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
     x = pad2d(x, padding)
     y = xp.zeros((n, oh, ow, f), x.dtype)
@@ -261,7 +261,7 @@ def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: 
 def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int) -> None:
     if w.ndim != 4:
         raise ValueError(f"conv2d: w has shape {w.shape}, wanted (KH, KW, C, F)")
-    _check_window("conv2d", x, *w.shape[:2], stride, padding)
+    _check_window("conv2d", x, w.shape[0], w.shape[1], stride, padding)
     if x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x has {x.shape[3]} channels, w wants {w.shape[2]} (w is {w.shape})")
     if bias is not None and bias.shape != w.shape[3:]:

@@ -93,7 +93,7 @@ def one_hot(labels: Array, classes: int) -> np.ndarray:
 
 
 def dropout(x: Tensor, p: float, rng: np.random.Generator) -> Tensor:
-    """y = x mask / (1 - p), mask 0 with probability p, else 1, drawn on the host from `rng`;  dx = dy mask / (1 - p)."""
+    """y = x mask / (1 - p), mask 0 with probability p, else 1, drawn on the host by `rng`;  dx = dy mask / (1 - p)."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be in 0 <= p < 1, got {p}")
     mask = (rng.random(x.shape) >= p) / (1 - p)

@@ -68,7 +68,7 @@ class Module:
         return {name: np.array(to_host(array)) for name, array in named}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Copy arrays in by name. Names that lack, are left over or have another shape: one ValueError names them all."""
+        """Copy arrays in by name. One ValueError names all that lack, are left over or have another shape."""
         mine = {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
         faults = [f"missing {name}" for name in mine if name not in state]
         faults += [f"left over {name}" for name in state if name not in mine]

@@ -77,13 +77,13 @@ class Tensor:
             data = data.astype(np.float32)
         self.data: Array = data if keep else np.asarray(data)
         self.requires_grad = requires_grad
-        self.grad: Array | None = None
+        self.grad: Array = None
         self.node: Node | None = None
         self._retain = False
 
     @staticmethod
     def from_op(data: Array, parents: Sequence[Tensor], backward: Callable[[Array], Gradients], name: str) -> Tensor:
-        """The output of an operation. `backward(grad)` returns a gradient for each parent, None where none is wanted."""
+        """An operation's output. `backward(grad)` returns a gradient for each parent; None where none is wanted."""
         out = Tensor(data)
         if grad_enabled() and any(p.requires_grad for p in parents):
             out.requires_grad = True
@@ -164,8 +164,9 @@ class Tensor:
                 if not parent.requires_grad:
                     continue
                 if g is None or g.shape != parent.shape:
-                    came = "None" if g is None else f"shape {g.shape}"
-                    raise RuntimeError(f"backward of {node.name}: wanted a gradient of shape {parent.shape}, got {came}")
+                    got = "None" if g is None else f"shape {g.shape}"
+                    wanted = f"a gradient of shape {parent.shape}"
+                    raise RuntimeError(f"backward of {node.name}: wanted {wanted}, got {got}")
                 # a new array, never `+=`: a residual add hands the same array to both parents
                 grads[id(parent)] = add(grads[id(parent)], g) if id(parent) in grads else g
 

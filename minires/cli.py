@@ -1,0 +1,184 @@
+"""The command line: `python -m minires COMMAND`. Each command is a few lines that call another room."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="minires: deep residual learning, built from the ground up. Begin with: python -m minires train",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+UsageError: Any = typer.BadParameter.__base__  # an unknown command or option, or a value of the wrong kind
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command. Errors are told in one line on stderr, with status 2; Ctrl-C ends with status 130."""
+    try:
+        app((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+    except UsageError as error:
+        sys.exit(fail(f"{error.format_message()} See: python -m minires --help"))
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        sys.exit(fail(str(error) or type(error).__name__))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(fail("stopped", 130))
+
+
+def fail(message: str, status: int = 2) -> int:
+    print("minires:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def option(help: str) -> typer.models.OptionInfo:
+    """A command's option whose default the help text tells."""
+    return typer.Option(help=help, show_default=False)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that the user wrote."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+NAMES = {"test": "test", "val": "validation"}
+MODEL = "plainN or resnetN with N = 6n + 2 layers, bottleneckN with N = 9n + 2."
+DataDir = Annotated[Path | None, option("Where CIFAR-10 lies, unpacked or not. [MINIRES_DATA, else data/]")]
+Device = Annotated[str | None, option("cpu or gpu. [cpu]")]
+Threads = Annotated[int | None, option("CPU threads. [one a core]")]
+
+
+@app.command()
+def train(
+    model: Annotated[str | None, typer.Argument(help=MODEL + " [resnet20]", show_default=False)] = None,
+    data: Annotated[str | None, option("cifar10, shapes10, or auto: CIFAR-10 if it is found. [auto]")] = None,
+    data_dir: DataDir = None,
+    val: Annotated[bool, typer.Option("--val", help="Test on a held-out tenth of the training set.")] = False,
+    recipe: Annotated[str | None, option("fast: few epochs. paper: the paper's 64,000 steps. [fast]")] = None,
+    epochs: Annotated[int | None, option("Passes over the training images. [the recipe's]")] = None,
+    batch_size: Annotated[int | None, option("Images a step. [128]")] = None,
+    lr: Annotated[float | None, option("The highest learning rate. [the recipe's]")] = None,
+    seed: Annotated[int | None, option("Same seed, same run. [0]")] = None,
+    device: Device = None,
+    threads: Threads = None,
+    out: Annotated[Path | None, option("The run's folder, new or empty. [runs/MODEL-DATA-TIME]")] = None,
+    resume: Annotated[Path | None, option("Go on with the run in this folder, with its settings.")] = None,
+) -> None:
+    """Train a net; figures, curves and weights go to a folder."""
+    from minires.train import Config, fit, open_data, read_config
+
+    run = given(model=model, data=data, val=val or None, recipe=recipe, epochs=epochs, batch_size=batch_size,
+                lr=lr, seed=seed)  # fmt: skip
+    here = given(data_dir=data_dir and str(data_dir.absolute()), device=device, threads=threads)
+    if resume and (run or out):
+        names = [f"--{name.replace('_', '-')}" for name in [*run, *(["out"] if out else [])]]
+        raise ValueError(f"--resume takes the run's own settings; leave out {', '.join(names)}")
+    config = read_config(resume, **here) if resume else Config.of(**run, **here)
+    dataset = open_data(config.data, config.data_dir)
+    if config.data == "auto" and dataset.name == "shapes10":
+        print("CIFAR-10 not found, so this trains on Shapes-10; to fetch it: python -m minires data cifar10")
+    folder = resume or out or Path("runs", f"{config.model}-{dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    print(f"{config.model} on {dataset.name}, run folder {folder}", flush=True)
+    try:
+        rows = fit(config, folder, bool(resume), dataset)
+    except KeyboardInterrupt:
+        sys.exit(fail(f"stopped; go on with: python -m minires train --resume {folder}", 130))
+
+    from minires.plots import curves
+
+    curves(folder, folder / "curves.png")
+    print(final_table(rows[-1], folder))
+
+
+def final_table(row: dict[str, float], folder: Path) -> str:
+    """What came out of a run, from its last epoch's figures."""
+    other = "val" if "val_acc" in row else "test"
+    lines = [
+        f"{'':14}{'loss':>8}{'accuracy':>10}",
+        f"{'training':14}{row['train_loss']:8.4f}{row['train_acc']:10.2%}",
+        f"{NAMES[other]:14}{row[f'{other}_loss']:8.4f}{row[f'{other}_acc']:10.2%}",
+        f"{row['epoch']} epochs, {row['step']:,} steps, {row['seconds'] / 60:.1f} minutes; see {folder}",
+    ]
+    return "\n".join(lines)
+
+
+@app.command("eval")
+def evaluate_run(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data_dir: DataDir = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Test a trained net on the test set."""
+    from minires.backend import set_threads
+    from minires.train import evaluate, load_run, open_data, read_config
+
+    if threads is not None:
+        set_threads(threads)
+    net, normalise, info = load_run(run)
+    dataset = open_data(info["data"], data_dir or read_config(run).data_dir)
+    loss, acc = evaluate(net.to(device or "cpu"), dataset.test_images, dataset.test_labels, normalise)
+    print(f"{info['model']}, {len(dataset.test_images):,} test images of {dataset.name}: "
+          f"loss {loss:.4f}, accuracy {acc:.2%}")  # fmt: skip
+
+
+@app.command()
+def summary(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+    plot: Annotated[Path | None, option("Draw the net's blocks into this file.")] = None,
+) -> None:
+    """A net's layers: shapes, parameters, multiply-adds."""
+    from minires.resnet import build
+    from minires.summary import summarise
+
+    net = build(model)
+    found = summarise(net)
+    print(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
+    if plot:
+        from minires.plots import blocks
+
+        blocks(net, plot)
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="cifar10: fetch it. shapes10: draw some.")] = "cifar10",
+    data_dir: Annotated[Path, typer.Option(help="Folder for the download.")] = Path("data"),
+    sheet: Annotated[Path | None, option("Draw a contact sheet into this file. [shapes10.png]")] = None,
+) -> None:
+    """Download CIFAR-10, or look at the data."""
+    from minires.data import download_cifar10, find_cifar10
+    from minires.train import open_data
+
+    if name == "cifar10":
+        place = find_cifar10(data_dir) or download_cifar10(data_dir)
+        print(f"CIFAR-10 is in {place}")
+    elif name == "shapes10":
+        sheet = sheet or Path("shapes10.png")
+    else:
+        raise ValueError(f"data: wanted cifar10 or shapes10, got {name!r}")
+    if sheet:
+        from minires.plots import contact_sheet
+
+        contact_sheet(open_data(name, data_dir), sheet)
+        print(f"contact sheet: {sheet}")
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, option("The picture. [RUN/curves.png; of several runs, curves.png]")] = None,
+) -> None:
+    """Draw the training curves of one or several runs."""
+    from minires.plots import curves
+
+    out = out or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
+    curves(runs, out)
+    print(out)
