@@ -74,6 +74,20 @@ def summary(times: Sequence[float], reference: Sequence[float]) -> dict[str, flo
     }
 
 
+def report(model: str = "resnet20", threads: int = 1, rounds: int = 5) -> str:
+    """The short form, for a user's own machine: a line for minires and for each PyTorch layout, if it is installed."""
+    job = Job(model=model, threads=threads)
+    names = installed(["minires", "PyTorch", "PyTorch channels_last"])
+    columns = in_turn([(name, job) for name in names], rounds)
+    lines = [f"training step of {model}, batch {job.batch}, {threads} threads, median of {rounds}",
+             f"{'':24}{'ms a step':>10}{'images/s':>10}{'s an epoch':>12}{'minires takes':>16}"]  # fmt: skip
+    for name, times in zip(names, columns, strict=True):
+        step = summary(times, times)["seconds_median"]
+        ratio = "" if name == "minires" else f"{summary(columns[0], times)['ratio_median']:.2f} of its time"
+        lines.append(f"{name:24}{step * 1e3:10.0f}{job.batch / step:10.0f}{50_000 / job.batch * step:12.0f}{ratio:>18}")
+    return "\n".join([*lines, "an epoch: the 50,000 training images of CIFAR-10"])
+
+
 def machine() -> dict[str, str | int]:
     """What the figures were taken on: processor, cores, system, and the versions that matter."""
     versions = {}

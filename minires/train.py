@@ -366,6 +366,8 @@ class Run:
     def _load(self, path: Path) -> None:
         arrays, info = load_state(path)
         at = Progress(**info["progress"])
+        if not 0 <= at.step <= self.total or len(at.rows) != at.epoch:
+            raise ValueError(f"{path}: step {at.step} of epoch {at.epoch} is not one of this run")
         net = {name.removeprefix("net."): array for name, array in arrays.items() if name.startswith("net.")}
         self.net.load_state_dict(net)
         for (name, _), velocity in zip(self.net.named_parameters(), self.opt.velocity, strict=True):

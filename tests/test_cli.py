@@ -1,0 +1,200 @@
+"""The command line: what each command prints and writes, and that whatever goes wrong takes one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from minires import backend, train
+from minires.cli import main
+from minires.data import shapes10
+from minires.train import Config, read_config
+
+
+@pytest.fixture(autouse=True)
+def small_data_and_same_threads_afterwards(monkeypatch, tmp_path):
+    """Commands run in an empty folder, on a Shapes-10 of a few images."""
+    monkeypatch.delenv("MINIRES_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "shapes10", lambda: shapes10(140, 40))
+    before = backend._threads
+    yield
+    backend._threads = before
+    backend._forget_pool()
+
+
+def status_of(*arguments):
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+SMALL = ("train", "resnet8", "--epochs", 2, "--batch-size", 70, "--threads", 1)
+
+
+# ---- what commands do
+
+
+def test_train_writes_a_run_folder_and_ends_with_a_table(tmp_path, capsys):
+    assert status_of(*SMALL) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("resnet8-shapes10-")
+    files = {path.name for path in run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "curves.png", "model.safetensors", "checkpoints"} <= files
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    out, err = capsys.readouterr()
+    assert err == ""  # no bar where stderr is no terminal
+    assert "python -m minires data cifar10" in out.splitlines()[0]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("epoch")] == ["1/2", "2/2"]
+    training, test = out.splitlines()[-3:-1]
+    assert training.split() == ["training", f"{rows[-1]['train_loss']:.4f}", f"{rows[-1]['train_acc']:.2%}"]
+    assert test.split() == ["test", f"{rows[-1]['test_loss']:.4f}", f"{rows[-1]['test_acc']:.2%}"]
+    assert str(run.relative_to(tmp_path)) in out.splitlines()[-1]
+
+    assert status_of("eval", run) == 0
+    assert f"accuracy {rows[-1]['test_acc']:.2%}" in capsys.readouterr().out
+    (run / "curves.png").unlink()
+    assert status_of("plot", run) == 0 and (run / "curves.png").exists()
+    assert status_of("plot", run, run, "--out", "both.png") == 0 and (tmp_path / "both.png").exists()
+    assert status_of(*SMALL, "--out", run) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert status_of("train", "--resume", run) == 0
+
+
+def test_every_option_reaches_the_config(tmp_path):
+    options = ["--recipe", "paper", "--lr", 0.05, "--seed", 7, "--device", "cpu", "--data", "shapes10"]
+    assert status_of(*SMALL, *options, "--val", "--data-dir", "somewhere", "--out", "run") == 0
+    assert read_config("run") == Config.of(
+        "paper", model="resnet8", epochs=2, batch_size=70, threads=1, lr=0.05, seed=7, val=True,
+        data="shapes10", data_dir=str(tmp_path / "somewhere"),
+    )  # fmt: skip
+
+
+def test_resume_keeps_the_runs_settings(capsys):
+    assert status_of(*SMALL, "--out", "run") == 0
+    assert status_of("train", "plain8", "--resume", "run", "--batch-size", 9, "--out", "other") == 2
+    assert capsys.readouterr().err == (
+        "minires: --resume takes the run's own settings; leave out --model, --batch-size, --out\n"
+    )
+    assert status_of("train", "--resume", "run", "--threads", 2) == 0
+    assert read_config("run").threads == 1
+
+
+def test_summary_as_a_table_as_json_and_as_a_picture(tmp_path, capsys):
+    assert status_of("summary", "resnet20") == 0
+    assert "269,722" in capsys.readouterr().out
+    assert status_of("summary", "resnet20", "--json", "--plot", "net.png") == 0
+    assert json.loads(capsys.readouterr().out)["total"]["parameters"] == 269_722
+    assert (tmp_path / "net.png").stat().st_size > 0
+
+
+def test_data_draws_shapes10(tmp_path, capsys):
+    assert status_of("data", "shapes10", "--sheet", "sheet.png") == 0
+    assert "sheet.png" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+def test_data_downloads_cifar10_only_where_it_is_not_there(tmp_path, monkeypatch, capsys):
+    import minires.data
+
+    asked = []
+    monkeypatch.setattr(minires.data, "download_cifar10", lambda folder: asked.append(folder) or "new place")
+    assert status_of("data") == 0
+    assert [str(folder) for folder in asked] == ["data"] and "new place" in capsys.readouterr().out
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "cifar-10-python.tar.gz").touch()
+    assert status_of("data", "--data-dir", "here") == 0
+    assert len(asked) == 1 and "cifar-10-python.tar.gz" in capsys.readouterr().out
+
+
+def test_help_tells_every_command_and_costs_little(capsys):
+    assert status_of() == 0
+    told = capsys.readouterr().out
+    assert all(command in told for command in ("train", "eval", "summary", "data", "plot"))
+    script = "import sys, minires.cli; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=REPO).split()
+    assert not {"matplotlib", "safetensors", "tqdm", "pooch", "requests", "filelock", "rich"} & set(loaded)
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (["train", "resnet21"], "nearest are resnet20 and resnet26"),
+    (["train", "mobilenet"], "mobilenet"),
+    (["train", "--epochs", "0"], "epochs: wanted a whole number from 1 on, got 0"),
+    (["train", "--epochs", "many"], "--epochs"),
+    (["train", "--lr", "nan"], "lr: wanted a number above 0"),
+    (["train", "--batch-size", "1000"], "batch_size"),
+    (["train", "--threads", "0"], "threads: wanted a whole number from 1 on, got 0"),
+    (["train", "--seed", "-1"], "seed"),
+    (["train", "--data", "mnist"], "data: wanted one of auto, cifar10, shapes10"),
+    (["train", "--recipe", "slow"], "recipe: wanted one of fast, paper"),
+    (["train", "--device", "abacus"], "device: wanted one of"),
+    (["train", "--data", "cifar10", "--data-dir", "."], "python -m minires data cifar10"),
+    (["train", "--data", "cifar10"], "python -m minires data cifar10"),
+    (["train", "--resume", "nowhere"], "nowhere holds no run"),
+    (["train", "--out", "a-file"], "a-file"),
+    (["train", "--speed", "9"], "--speed"),
+    (["eval", "nowhere"], "nowhere holds no trained net"),
+    (["eval"], "Missing argument"),
+    (["eval", "a-file"], "a-file holds no trained net"),
+    (["summary", "x"], "'x'"),
+    (["data", "mnist"], "wanted cifar10 or shapes10, got 'mnist'"),
+    (["plot", "nowhere"], "nowhere"),
+    (["fly"], "No such command 'fly'"),
+])  # fmt: skip
+def test_an_error_is_one_line_and_status_2(arguments, told, tmp_path, capsys):
+    (tmp_path / "a-file").touch()
+    assert status_of(*arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minires: ") and err.count("\n") == 1 and told in err
+    assert not (tmp_path / "runs").exists()  # and no folder is left behind
+
+
+def test_a_damaged_net_is_told_in_one_line(tmp_path, capsys):
+    assert status_of(*SMALL, "--out", "run") == 0
+    model = tmp_path / "run" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-50])
+    capsys.readouterr()
+    assert status_of("eval", "run") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "model.safetensors" in err
+
+
+# ---- as a process
+
+REPO = backend.__file__.rpartition(os.sep + "minires" + os.sep)[0]
+
+
+def start(folder, *arguments):
+    command = [sys.executable, "-m", "minires", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "PYTHONPATH": REPO})  # fmt: skip
+
+
+def test_an_unknown_net_ends_the_process_with_status_2_and_no_traceback(tmp_path):
+    with start(tmp_path, "train", "resnet21", "--data", "shapes10") as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and err.count("\n") == 1 and "Traceback" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_saves_and_ends_with_one_line_and_status_130(tmp_path):
+    with start(tmp_path, "train", "resnet8", "--epochs", 500, "--out", "run") as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "config.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "minires: stopped; go on with: python -m minires train --resume run\n"
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
