@@ -280,12 +280,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(whole, tmp_path, capsys):
     newest = run / "checkpoints" / "step-00000012.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     (run / "checkpoints" / "step-00000012.safetensors.123.tmp").write_bytes(b"half")
+    (run / "checkpoints" / "step-00000099.safetensors").write_bytes(b"from nowhere")
     (run / "metrics.jsonl").write_text('{"epoch": 1, "st', encoding="utf-8")
     fit(read_config(run), run, resume=True, dataset=DATA)
     told = capsys.readouterr().err
-    assert "passed over" in told and "step-00000012" in told
+    assert "passed over" in told and "step-00000012" in told and "step-00000099" in told
     assert_same_run(run, whole)
-    assert len(list((run / "checkpoints").iterdir())) == 2
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["step-00000008.safetensors", "step-00000012.safetensors"]
 
     for path in (run / "checkpoints").iterdir():
         path.write_bytes(b"nothing")
