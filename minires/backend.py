@@ -25,15 +25,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 Array = Any  # a NumPy array, or one of a registered array module
-T = TypeVar("T")
 
 
 # ---- which library made this array? ---------------------------------------------------------------------------------
@@ -124,7 +124,8 @@ keep_freed_memory()
 # ---- chunks of the batch, shared among threads ----------------------------------------------------------------------
 
 CHUNK_BYTES = 2 * 1024 * 1024  # small enough for the cache, large enough that Python's share of the time is small
-LANE_BYTES = 128 * 1024  # with less than this for each, waking another thread costs more than it brings
+LANE_BYTES = 128 * 1024  # with less than this, waking another thread costs more than it brings
+SHARES = 8
 
 _blas = ThreadpoolController()
 _blas_lock = threading.RLock()
@@ -171,26 +172,45 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def in_lanes(lane: Callable[[list[slice]], T], x: Array, item_bytes: int) -> list[T]:
-    """Run `lane(chunks)` in every thread, each with its own share of the batch `x`, and list what the lanes return.
+def in_lanes(lane: Callable[[Iterator[slice]], object], x: Array, item_bytes: int) -> None:
+    """Run `lane(chunks)` in every thread at once, until all of the batch `x` has been handed out.
 
-    `chunks` are slices of the first axis of `x`, the longest first, of about CHUNK_BYTES / `item_bytes` items each.
-    Who gets which slice is fixed by the batch size and the number of threads, so sums over `chunks` repeat bit for
-    bit. While lanes run, BLAS keeps to one thread a lane.
+    `chunks` yields slices of the first axis of `x`, of about CHUNK_BYTES / `item_bytes` items, the longer ones first.
+    All lanes draw from the same supply, so that none waits for a slower one. Where the slices end depends on `x` and
+    `item_bytes` alone: a lane that files its results by slice, and leaves adding them up in order to its caller, gives
+    the same bits with any number of threads. While lanes run, BLAS keeps to one thread each.
     """
     n = len(x)
     if array_module(x) is not np:
-        return [lane([slice(0, n)])]
-    most = max(1, CHUNK_BYTES // max(1, item_bytes))  # an item of an empty batch may have no bytes
-    lanes = min(threads(), 1 + n * item_bytes // LANE_BYTES)
-    shares = [split(share, most) for share in split(slice(0, n), -(-n // lanes))]
+        lane(iter([slice(0, n)]))
+        return
+    slices = split(n, item_bytes)
+    chunks = iter(slices)
     with one_blas_thread():
-        others = [_threads_pool().submit(lane, share) for share in shares[1:]]
+        # a copy of the context carries np.errstate into the other threads
+        others = [_threads_pool().submit(copy_context().run, lane, chunks)
+                  for _ in range(min(threads(), len(slices)) - 1)]  # fmt: skip
         try:
-            first = lane(shares[0])
+            lane(chunks)
         finally:  # also when a lane fails: none may outlive the call
             wait(others)
-        return [first, *(other.result() for other in others)]
+        for other in others:
+            other.result()
+
+
+def split(n: int, item_bytes: int) -> list[slice]:
+    """`n` items of `item_bytes` as slices: as few and as equal as can be, of at most CHUNK_BYTES, but where there is
+    work for them SHARES at least, so that threads can share."""
+    count = max(-(-n * item_bytes // CHUNK_BYTES), min(SHARES, n * item_bytes // LANE_BYTES))
+    count = max(1, min(n, count))
+    size, longer = divmod(n, count)  # the first `longer` slices have one item more
+    edges = [size * i + min(i, longer) for i in range(count + 1)]
+    return [slice(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False)]
+
+
+def sum_in_order(parts: dict[int, Array]) -> Array:
+    """The sum over all chunks of what lanes filed under each slice's start, from first to last."""
+    return sum(parts[start] for start in sorted(parts))
 
 
 def add(a: Array, b: Array) -> Array:
@@ -199,20 +219,12 @@ def add(a: Array, b: Array) -> Array:
         return a + b
     out = array_module(a).empty(a.shape, a.dtype)
 
-    def lane(chunks: list[slice]) -> None:
+    def lane(chunks: Iterator[slice]) -> None:
         for s in chunks:
             array_module(a).add(a[s], b[s], out=out[s])
 
     in_lanes(lane, a, 3 * a[:1].nbytes)
     return out
-
-
-def split(whole: slice, most: int) -> list[slice]:
-    """`whole` cut into slices of at most `most` items, as few and as equal as can be, the longer ones first."""
-    length = whole.stop - whole.start
-    count = -(-length // max(1, most)) or 1
-    edges = [whole.stop - length * i // count for i in range(count, -1, -1)]
-    return [slice(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False)]
 
 
 def _threads_pool() -> ThreadPoolExecutor:

@@ -10,7 +10,9 @@ Images are (N, H, W, C), weights (KH, KW, C, F). "Convolution" means cross-corre
 
 from __future__ import annotations
 
-from minires.backend import Array, array_module, in_lanes
+from collections.abc import Iterator
+
+from minires.backend import Array, array_module, in_lanes, sum_in_order
 from minires.tensor import Gradients, Tensor
 
 
@@ -74,22 +76,20 @@ class Im2col:
 
     def __init__(self, kh: int, kw: int, stride: int, padding: int):
         self.kernel, self.stride, self.padding = (kh, kw), stride, padding
-        self.padded: Array = None  # (n, H + 2p, W + 2p, C); its zero border is written once
-        self.cols: Array = None  # (n, OH, OW, KH, KW, C)
+        self.cols: Array = None  # (n, OH, OW, KH, KW, C), copied from the patches of a picture with a zero border
 
     def __call__(self, x: Array) -> Array:
         n, h, w, c = x.shape
         if self.kernel == (1, 1) and self.padding == 0:
             return x[:, :: self.stride, :: self.stride].reshape(-1, c)
-        if self.padding:  # without one, the patches are those of x itself, which is not ours to write into
-            if self.padded is None:
-                self.padded = pad2d(x, self.padding)
-            _inside(self.padded[:n], self.padding)[...] = x
-            x = self.padded[:n]
-        view = patches(x, *self.kernel, self.stride)
         if self.cols is None:
-            self.cols = array_module(x).empty(view.shape, x.dtype)
-        self.cols[:n] = view
+            xp = array_module(x)
+            self.padded = xp.zeros((n, h + 2 * self.padding, w + 2 * self.padding, c), x.dtype)
+            self.inside = _inside(self.padded, self.padding)
+            self.patches = patches(self.padded, *self.kernel, self.stride)
+            self.cols = xp.empty(self.patches.shape, x.dtype)
+        self.inside[:n] = x
+        self.cols[:n] = self.patches[:n]
         return self.cols[:n].reshape(-1, self.kernel[0] * self.kernel[1] * c)
 
 
@@ -110,7 +110,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     xp, x_data, w_matrix = array_module(x.data), x.data, w.data.reshape(-1, f)  # (KH*KW*C, F)
     out = xp.empty((n, oh, ow, f), x.dtype)
 
-    def forward(chunks: list[slice]) -> None:
+    def forward(chunks: Iterator[slice]) -> None:
         im2col = Im2col(kh, kw, stride, padding)
         for s in chunks:
             y = xp.matmul(im2col(x_data[s]), w_matrix, out=out[s].reshape(-1, f))  # (n*OH*OW, F)
@@ -120,29 +120,29 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     in_lanes(forward, x_data, oh * ow * kh * kw * c * x_data.itemsize)
 
     def backward(grad: Array) -> Gradients:
-        dx = xp.empty(x.shape, x.dtype) if x.requires_grad else None
+        dx: Array = xp.empty(x.shape, x.dtype) if x.requires_grad else None
+        parts: dict[int, Array] = {}  # dw of each chunk
 
-        def stride_1(chunks: list[slice]) -> Array:
+        def stride_1(chunks: Iterator[slice]) -> None:
             w_turned = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
-            im2col, dw = Im2col(kh, kw, 1, kh - 1 - padding), xp.zeros((c, kh * kw * f), x.dtype)
+            im2col = Im2col(kh, kw, 1, kh - 1 - padding)
             for s in chunks:
                 cols = im2col(grad[s])  # (n*H*W, KH*KW*F)
-                if dx is not None:
-                    xp.matmul(cols, w_turned, out=dx[s].reshape(-1, c))
-                dw += x_data[s].reshape(-1, c).T @ cols  # (C, KH*KW*F), kernel turned
-            return dw.reshape(c, kh, kw, f)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
+                xp.matmul(cols, w_turned, out=dx[s].reshape(-1, c))
+                parts[s.start] = x_data[s].reshape(-1, c).T @ cols  # (C, KH*KW*F), the kernel turned
 
-        def any_stride(chunks: list[slice]) -> Array:
-            im2col, dw = Im2col(kh, kw, stride, padding), xp.zeros((kh * kw * c, f), x.dtype)
+        def any_stride(chunks: Iterator[slice]) -> None:
+            im2col = Im2col(kh, kw, stride, padding)
             for s in chunks:
                 g = grad[s].reshape(-1, f)  # (n*OH*OW, F)
-                dw += im2col(x_data[s]).T @ g
+                parts[s.start] = im2col(x_data[s]).T @ g  # (KH*KW*C, F)
                 if dx is not None:
                     dx[s] = col2im(g @ w_matrix.T, x_data[s].shape, kh, kw, stride, padding)
-            return dw.reshape(w.shape)
 
-        one_im2col = stride == 1 and kh == kw and padding < kh
-        dw = sum(in_lanes(stride_1 if one_im2col else any_stride, grad, oh * ow * kh * kw * max(c, f) * grad.itemsize))
+        one_im2col = dx is not None and stride == 1 and kh == kw and padding < kh
+        in_lanes(stride_1 if one_im2col else any_stride, grad, oh * ow * kh * kw * max(c, f) * grad.itemsize)
+        dw = sum_in_order(parts)
+        dw = dw.reshape(c, kh, kw, f)[:, ::-1, ::-1].transpose(1, 2, 0, 3) if one_im2col else dw.reshape(w.shape)
         return (dx, dw) if bias is None else (dx, dw, grad.sum(axis=(0, 1, 2)))
 
     parents = (x, w) if bias is None else (x, w, bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from minires.backend import Array, array_module, device_of, in_lanes, to_device, to_host
@@ -27,19 +29,19 @@ def add_relu(x: Tensor, shortcut: Tensor) -> Tensor:
     if x.dtype != shortcut.dtype:
         raise TypeError(f"add_relu: x is {x.dtype}, shortcut {shortcut.dtype}; convert one of them")
     xp, a, b = array_module(x.data), x.data, shortcut.data
-    out = xp.empty_like(a)
+    out, zero = xp.empty_like(a), xp.zeros_like(a[:1])
 
-    def forward(chunks: list[slice]) -> None:
+    def forward(chunks: Iterator[slice]) -> None:
         for s in chunks:
             y = xp.add(a[s], b[s], out=out[s])
-            xp.maximum(y, 0, out=y)
+            xp.maximum(y, zero, out=y)  # faster than with the number 0
 
     in_lanes(forward, a, 3 * a[:1].nbytes)
 
     def backward(grad: Array) -> Gradients:
         g = xp.empty_like(out)
 
-        def lane(chunks: list[slice]) -> None:
+        def lane(chunks: Iterator[slice]) -> None:
             for s in chunks:
                 xp.multiply(grad[s], out[s] > 0, out=g[s])
 
