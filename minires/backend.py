@@ -125,7 +125,7 @@ keep_freed_memory()
 
 CHUNK_BYTES = 2 * 1024 * 1024  # small enough for the cache, large enough that Python's share of the time is small
 LANE_BYTES = 128 * 1024  # with less than this, waking another thread costs more than it brings
-SHARES = 8
+SHARES = 8  # more slices than most machines have cores
 
 _blas = ThreadpoolController()
 _blas_lock = threading.RLock()
@@ -199,10 +199,10 @@ def in_lanes(lane: Callable[[Iterator[slice]], object], x: Array, item_bytes: in
 
 
 def split(n: int, item_bytes: int) -> list[slice]:
-    """`n` items of `item_bytes` as slices: as few and as equal as can be, of at most CHUNK_BYTES, but where there is
-    work for them SHARES at least, so that threads can share."""
-    count = max(-(-n * item_bytes // CHUNK_BYTES), min(SHARES, n * item_bytes // LANE_BYTES))
-    count = max(1, min(n, count))
+    """`n` items as slices of at most CHUNK_BYTES (or one item), as few and as equal as can be; but at least SHARES of
+    them, where there is work for that, so that threads can share."""
+    most = max(1, CHUNK_BYTES // max(1, item_bytes))  # items in a slice; those of an empty batch may have no bytes
+    count = max(1, -(-n // most), min(n, SHARES, n * item_bytes // LANE_BYTES))
     size, longer = divmod(n, count)  # the first `longer` slices have one item more
     edges = [size * i + min(i, longer) for i in range(count + 1)]
     return [slice(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False)]

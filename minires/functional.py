@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minires.backend import Array, array_module, device_of, in_lanes, to_device, to_host
-from minires.tensor import Gradients, Tensor, pad
+from minires.tensor import Gradients, Tensor
 
 
 def relu(x: Tensor) -> Tensor:
@@ -114,9 +114,21 @@ def subsample_and_pad(x: Tensor, stride: int, channels: int) -> Tensor:
     """The shortcut of option A: every `stride`-th pixel, and zeros for the channels that x lacks, half on each side.
 
     x: (N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), channels). No parameters (He et al. 2016, section 3.3).
+    Backward: the gradient of what was kept goes back to where it stood; the pixels left out get 0.
     """
     extra = channels - x.shape[-1]
     if extra < 0:
         raise ValueError(f"subsample_and_pad: x has {x.shape[-1]} channels already, wanted at most {channels}")
-    y = x[:, ::stride, ::stride]
-    return pad(y, [(0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)])
+    xp, before = array_module(x.data), extra // 2
+    pixels = (slice(None), slice(None, None, stride), slice(None, None, stride))
+    channels_of_x = (..., slice(before, before + x.shape[-1]))
+    kept = x.data[pixels]
+    out = xp.zeros((*kept.shape[:3], channels), x.dtype)
+    out[channels_of_x] = kept
+
+    def backward(grad: Array) -> Gradients:
+        dx = xp.zeros(x.shape, x.dtype)
+        dx[pixels] = grad[channels_of_x]
+        return (dx,)
+
+    return Tensor.from_op(out, (x,), backward, "subsample_and_pad")

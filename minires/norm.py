@@ -87,7 +87,7 @@ def batch_norm(
             if relu:
                 xp.maximum(y, zero, out=y)
 
-    in_lanes(forward, rows, 4 * rows[:1].nbytes)
+    in_lanes(forward, rows, 2 * rows[:1].nbytes)
 
     def backward(grad: Array) -> Gradients:
         dx = xp.empty(x.shape, x.dtype)
@@ -100,7 +100,7 @@ def batch_norm(
                 xp.multiply(grad[i], out[i] > 0 if relu else 1, out=g[i])
                 parts[i.start] = xp.stack([_column_sums(g[i]), _column_sums_of_product(g[i], rows[i] - centre)])
 
-        in_lanes(sums, rows, 4 * rows[:1].nbytes)
+        in_lanes(sums, rows, 2 * rows[:1].nbytes)
         dbeta, dgamma = _per_channel(sum_in_order(parts), c)
         dgamma = dgamma * s
         if training:  # dx = scale g + a x + b: the terms of the formula, gathered by what they multiply
@@ -116,7 +116,7 @@ def batch_norm(
                     dx_i += rows[i] * a
                     dx_i += b
 
-        in_lanes(input_gradient, rows, 4 * rows[:1].nbytes)
+        in_lanes(input_gradient, rows, 2 * rows[:1].nbytes)
         return dx, dgamma, dbeta
 
     return Tensor.from_op(out_data, (x, gamma, beta), backward, "batch_norm")
@@ -161,7 +161,7 @@ def _moments(x: Array) -> tuple[Array, Array]:
             shifted = rows[i] - k_row
             parts[i.start] = xp.stack([_column_sums(shifted), _column_sums_of_product(shifted, shifted)])
 
-    in_lanes(lane, rows, 4 * rows[:1].nbytes)
+    in_lanes(lane, rows, 2 * rows[:1].nbytes)
     first, second = _per_channel(sum_in_order(parts), c) / (x.size // c)
     return k + first, xp.maximum(second - first * first, 0)
 
@@ -177,7 +177,7 @@ def _rows(x: Array) -> Array:
 
 def _tile(v: Array, x: Tensor | Array) -> Array:
     """v (C,) repeated to the row length of _rows(x)."""
-    return array_module(v).tile(v, x.shape[-2]) if x.ndim > 2 else v
+    return array_module(v).broadcast_to(v, x.shape[-2:]).reshape(-1) if x.ndim > 2 else v
 
 
 def _column_sums(a: Array) -> Array:

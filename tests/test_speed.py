@@ -41,8 +41,9 @@ def test_number_of_graph_nodes(fixed_work):
     assert operations.count("conv2d") == 19
     assert operations.count("batch_norm") == 19
     assert operations.count("add_relu") == 9
-    # two shortcuts of a slice and a pad; pooling's sum and mul; matmul, add; log_softmax, mul, sum, mul
-    assert len(operations) == 19 + 19 + 9 + 4 + 2 + 2 + 4
+    assert operations.count("subsample_and_pad") == 2
+    # pooling's sum and mul; matmul, add; log_softmax, mul, sum, mul
+    assert len(operations) == 19 + 19 + 9 + 2 + 2 + 2 + 4
 
 
 def test_number_and_size_of_im2col_calls(fixed_work, monkeypatch):
@@ -57,10 +58,11 @@ def test_number_and_size_of_im2col_calls(fixed_work, monkeypatch):
     monkeypatch.setattr(conv.Im2col, "__call__", counted)
     x, y = batch(16)
     gradients(mr.build("resnet20"), x, y)
-    # The columns of one image take 9/16, 9/32, 9/64 MiB at the three stages, so a chunk of 1 MiB holds 1, 3 or 7
-    # images and 16 images are 16, 6 or 3 chunks; fewer where a convolution has few channels or stride 2.
-    forward = 2 + 6 * 16 + 3 + 5 * 6 + 2 + 5 * 3
-    backward = 16 + 6 * 16 + 6 + 5 * 6 + 3 + 5 * 3  # one im2col for both gradients
+    # The columns of an image take 9/16 MiB in the first stage, so a chunk of 1 MiB holds one: 16 chunks. Later stages
+    # need less and are cut in 8 for the threads' sake, as is the first layer with its 3 channels (but in backward,
+    # where the size of its gradient counts).
+    forward = 8 + 6 * 16 + 6 * 8 + 6 * 8
+    backward = 16 + 6 * 16 + 6 * 8 + 6 * 8  # one im2col for both gradients
     assert len(sizes) == forward + backward
     assert max(sizes) <= backend.CHUNK_BYTES
 
@@ -79,20 +81,11 @@ def test_memory_of_a_step(fixed_work):
     assert peak < 1.25 * kept
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_run_repeats_bit_for_bit_for_the_same_number_of_threads(fixed_work, threads):
-    mr.set_threads(threads)
-    x, y = batch()
-    first, second = (gradients(mr.build("resnet20"), x, y) for _ in range(2))
-    for a, b in zip(first, second, strict=True):
-        assert a.tobytes() == b.tobytes()
-
-
-def test_threads_change_results_by_rounding_only(fixed_work):
+@pytest.mark.parametrize(("model", "threads"), [("resnet20", 1), ("resnet20", 2), ("resnet20", 5), ("bottleneck29", 3)])
+def test_any_number_of_threads_gives_the_same_bits(fixed_work, model, threads):
     x, y = batch(13)
-    net = mr.build("bottleneck29", shortcut="B").astype(np.float64)
-    one = gradients(net, x.astype(np.float64), y)
-    for threads in (2, 5, 16):
-        mr.set_threads(threads)
-        for a, b in zip(gradients(net, x.astype(np.float64), y), one, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9 * np.abs(b).max())
+    one = gradients(mr.build(model, shortcut="B"), x, y)
+    mr.set_threads(threads)
+    for _ in range(2):
+        for a, b in zip(gradients(mr.build(model, shortcut="B"), x, y), one, strict=True):
+            assert a.tobytes() == b.tobytes()
