@@ -139,7 +139,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self.process.terminate()
-        self.process.wait()
+        self.process.communicate()
 
 
 def _serve(peer: str, job: Job) -> None:

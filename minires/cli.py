@@ -48,7 +48,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 NAMES = {"test": "test", "val": "validation"}
-MODEL = "plainN or resnetN with N = 6n + 2 layers, bottleneckN with N = 9n + 2."
+MODEL = "plainN or resnetN with N = 6n + 2 layers, bottleneckN with N = 9n + 2, or an ImageNet net such as resnet50."
 DataDir = Annotated[Path | None, option("Where CIFAR-10 lies, unpacked or not. [MINIRES_DATA, else data/]")]
 Device = Annotated[str | None, option("cpu or gpu. [cpu]")]
 Threads = Annotated[int | None, option("CPU threads. [one a core]")]
@@ -134,12 +134,13 @@ def summary(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
     plot: Annotated[Path | None, option("Draw the net's blocks into this file.")] = None,
 ) -> None:
-    """A net's layers: shapes, parameters, multiply-adds."""
-    from minires.resnet import build
+    """A net's layers: shapes, parameters, multiply-adds, for a picture of 224x224 (ImageNet nets) or 32x32 pixels."""
+    from minires.resnet import IMAGENET, build
     from minires.summary import summarise
 
     net = build(model)
-    found = summarise(net)
+    size = 224 if model.removeprefix("pre") in IMAGENET else 32
+    found = summarise(net, (size, size, 3))
     print(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
     if plot:
         from minires.plots import blocks
@@ -182,3 +183,18 @@ def plot(
     out = out or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
     curves(runs, out)
     print(out)
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="resnetN or bottleneckN for CIFAR-10.")] = "resnet20",
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option(help="How often each takes its turn.")] = 5,
+) -> None:
+    """Time a training step on this machine, beside PyTorch's where it is installed."""
+    from minires import backend
+    from minires.bench import report
+    from minires.resnet import build
+
+    build(model)  # an unknown name is told before anything starts
+    print(report(model, threads or backend.threads(), rounds))

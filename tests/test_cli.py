@@ -117,7 +117,7 @@ def test_data_downloads_cifar10_only_where_it_is_not_there(tmp_path, monkeypatch
 def test_help_tells_every_command_and_costs_little(capsys):
     assert status_of() == 0
     told = capsys.readouterr().out
-    assert all(command in told for command in ("train", "eval", "summary", "data", "plot"))
+    assert all(command in told for command in ("train", "eval", "summary", "data", "plot", "bench"))
     script = "import sys, minires.cli; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=REPO).split()
     assert not {"matplotlib", "safetensors", "tqdm", "pooch", "requests", "filelock", "rich"} & set(loaded)

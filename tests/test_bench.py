@@ -1,0 +1,85 @@
+"""The benchmark's machinery: turns, ratios, memory, and clear words when a contestant fails. No time is asserted."""
+
+import numpy as np
+import pytest
+
+from minires import bench
+from minires.bench import Job, Worker, in_turn, installed, summary
+from minires.cli import main
+
+SMALL = Job(model="resnet8", batch=4)
+
+
+def test_contestants_take_turns(monkeypatch):
+    log = []
+
+    class Fake:
+        def __init__(self, peer, job):
+            self.peer = peer
+
+        def run(self):
+            log.append(self.peer)
+            return float(len(log))
+
+        def close(self):
+            log.append("end")
+
+    monkeypatch.setattr(bench, "Worker", Fake)
+    times = in_turn([("a", SMALL), ("b", SMALL)], rounds=3, warm_up=1)
+    assert log == ["a", "b", *["a", "b"] * 3, "end", "end"]
+    assert times == [[3.0, 5.0, 7.0], [4.0, 6.0, 8.0]]
+
+
+def test_ratios_are_taken_round_by_round():
+    row = summary([1.0, 4.0, 9.0], [1.0, 2.0, 3.0])
+    assert row["seconds_median"] == 4.0 and row["ratio_median"] == 2.0
+    assert row["ratio_quartile_1"] == 1.5 and row["ratio_quartile_3"] == 2.5
+
+
+@pytest.mark.parametrize("task", ["step", "inference", "layer"])
+def test_minires_runs_each_task_in_a_process_of_its_own(task):
+    worker = Worker("minires", Job(task, model="resnet8", batch=4, size=8, channels=4))
+    try:
+        assert 0 < worker.run() < 60
+        assert worker.peak_memory() >= 0
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize("model", ["resnet20", "bottleneck29"])
+def test_the_pytorch_peer_is_the_same_net(model):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from minires.resnet import build
+
+    ours = sorted(p.size for p in build(model).parameters())
+    assert sorted(p.numel() for p in bench._torch_net(model).parameters()) == ours
+
+
+def test_a_contestant_that_fails_is_named(capfd):
+    worker = Worker("minires", Job(model="resnet21"))
+    with pytest.raises(RuntimeError, match="the process of minires ended early"):
+        worker.run()
+    worker.close()
+    assert "there is no resnet21" in capfd.readouterr().err
+
+
+def test_only_installed_peers_are_asked(monkeypatch):
+    monkeypatch.setattr(bench, "PEERS", {"minires": "minires", "another": "no_such_package"})
+    assert installed(["minires", "another"]) == ["minires"]
+
+
+def test_the_short_form(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "installed", lambda peers: ["minires", "PyTorch"])
+    monkeypatch.setattr(bench, "in_turn", lambda contestants, rounds: [[0.5] * rounds, [1.0] * rounds])
+    main(["bench", "resnet20", "--threads", "2", "--rounds", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "training step of resnet20, batch 128, 2 threads, median of 3"
+    assert lines[2].split() == ["minires", "500", "256", "195"]
+    assert lines[3].split() == ["PyTorch", "1000", "128", "391", "0.50", "of", "its", "time"]
+
+
+def test_an_unknown_net_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "resnet21"])
+    assert stop.value.code == 2
+    assert np.size(capsys.readouterr().err.splitlines()) == 1
