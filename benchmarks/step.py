@@ -1,6 +1,7 @@
 """Times minires against its peers and writes the figures with the machine they were taken on.
 
     python benchmarks/step.py --json results/bench.json --plot results/scaling.png     everything, about 15 minutes
+    python benchmarks/step.py --table results/bench.json                              the README's table from it
     python benchmarks/step.py --only step inference --rounds 5                        a part of it
 
 minires and every installed peer take turns in one run (see minires/bench.py). PyTorch: pip install torch==2.13.0;
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +101,43 @@ def plot_scaling(found: dict[str, list[list[float]]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def table(results: dict[str, Any]) -> str:
+    """The figures of a whole run as the Markdown table of the README: what, how it compares, what was aimed at."""
+
+    def ratio(entry: str, peer: str = "minires", to: str | None = None) -> str:
+        row = results[entry]
+        if to:
+            return f"{row[peer]['seconds_median'] / row[to]['seconds_median']:.2f}"
+        q1, median, q3 = (row[peer][f"ratio_{name}"] for name in ("quartile_1", "median", "quartile_3"))
+        return f"{median:.2f} ({q1:.2f} .. {q3:.2f})"
+
+    eager, last = "PyTorch", "PyTorch channels_last"
+    step, memory = results["step resnet20"], results["peak memory resnet20"]
+    threads = results["threads"]
+    lines = [
+        ("ResNet-20 training step / PyTorch eager, two threads", ratio("step resnet20"), "1.15"),
+        ("the same, one thread", ratio("step resnet20, one thread"), "1.15"),
+        ("the same / PyTorch channels_last, two threads", ratio("step resnet20", to=last), "1.6"),
+        ("the same / PyTorch compiled, two threads", ratio("step resnet20", to="PyTorch compiled"), "-"),
+        ("ResNet-20 inference / PyTorch eager, two threads", ratio("inference resnet20"), "1.15"),
+        ("the same, one thread", ratio("inference resnet20, one thread"), "1.15"),
+        ("ResNet-56 training step / PyTorch eager", ratio("step resnet56"), "1.25"),
+        ("bottleneck-164 training step / PyTorch eager", ratio("step bottleneck164"), "1.25"),
+        *((f"dezero / minires, conv + BN + ReLU layer {size}x{size}x{channels}",
+           ratio(f"layer {size}x{size}x{channels}", "dezero", "minires"), "8 or more") for size, channels in STAGES),
+        ("peak memory of the step, MiB", f"{memory['minires'] / 2**20:.0f}", f"PyTorch's {memory[eager] / 2**20:.0f}"),
+        ("`import minires` / `import numpy`", f"{results['import']['ratio']:.2f}", "1.5"),
+        ("one thread / two threads", f"{threads['one']['ratio_median']:.2f}", "1.6 or more"),
+    ]
+    rows = [f"| {what} | {got} | {aim} |" for what, got, aim in lines]
+    about = results["machine"]
+    note = (f"{about['processor']}, {about['cores']} cores, Python {about['python']}, NumPy {about['numpy']}, "
+            f"PyTorch {about.get('torch', '-')}, dezero {about.get('dezero', '-')}; median of {results['rounds']} "
+            f"rounds and quartiles; a step takes minires {step['minires']['seconds_median'] * 1e3:.0f} ms, "
+            f"PyTorch {step[eager]['seconds_median'] * 1e3:.0f} ms.")  # fmt: skip
+    return "\n".join(["| batch 128 | measured | reach |", "| --- | --- | --- |", *rows, "", note])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time minires against its peers.")
     parser.add_argument("--threads", type=int, default=2)
@@ -107,14 +146,18 @@ def main() -> None:
                                                       "threads", "scaling"])  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw step time over batch size and depth")
+    parser.add_argument("--table", type=Path, help="only print the README's table from this file")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.table.read_text(encoding="utf-8"))))
+        return
     torches = ["PyTorch", "PyTorch channels_last", "PyTorch compiled"]
     threads, rounds = args.threads, args.rounds
     results: dict[str, object] = {"machine": machine(), "threads": threads, "rounds": rounds}
-    if "step" in args.only:
-        results["step resnet20"] = compare(Job(threads=threads), torches, rounds)
-    if "inference" in args.only:
-        results["inference resnet20"] = compare(Job("inference", threads=threads), torches, rounds)
+    for task in ("step", "inference"):
+        if task in args.only:
+            results[f"{task} resnet20"] = compare(Job(task, threads=threads), torches, rounds)
+            results[f"{task} resnet20, one thread"] = compare(Job(task, threads=1), torches[:2], max(5, rounds // 2))
     if "deep" in args.only:
         for model in ("resnet56", "bottleneck164"):
             results[f"step {model}"] = compare(Job(model=model, threads=threads), torches[:2], max(3, rounds // 3))

@@ -129,6 +129,27 @@ def evaluate_run(
 
 
 @app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, PNG or JPEG.")],
+    plot: Annotated[Path | None, option("Draw images and probabilities into this file.")] = None,
+) -> None:
+    """The five most probable classes of each picture."""
+    from minires import predict
+
+    if plot and plot.resolve() in [path.resolve() for path in images]:
+        raise ValueError(f"--plot would write over the picture {plot}; name another file")
+    seen = [predict.read_image(path) for path in images]
+    found = predict.predict(run, seen)
+    for path, classes in zip(images, found, strict=True):
+        print(path, *(f"  {name:12} {p:6.1%}" for name, p in classes), sep="\n")
+    if plot:
+        from minires.plots import prediction
+
+        prediction(seen, [path.name for path in images], found, plot)
+
+
+@app.command()
 def summary(
     model: Annotated[str, typer.Argument(help=MODEL)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,

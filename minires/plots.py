@@ -39,6 +39,7 @@ TRAINING: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2, "markerfacecolo
 TESTING: dict[str, Any] = {"linestyle": "-", "linewidth": 1.8}
 SHORTCUTS: dict[str, Any] = {"identity": "-", "option A": "--", "projection": "--"}  # how each is drawn
 MOST_TENSORS = 60  # of a graph that can still be read
+MOST_IMAGES = 40  # of a net's answers, one below the other
 MOST_ROWS = 60  # layers of a drawing in which every block is drawn
 
 Point = tuple[float, float]
@@ -161,6 +162,35 @@ def contact_sheet(dataset: Dataset, path: str | FilePath | None = None, per_clas
     axes.set_yticks([k * (h + gap) + h / 2 for k in range(classes)], dataset.classes)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    return _saved(figure, path)
+
+
+# ---- what a net says of a picture
+
+
+def prediction(images: Sequence[np.ndarray], names: Sequence[str],
+               found: Sequence[Sequence[tuple[str, float]]], path: str | FilePath | None = None) -> Figure:  # fmt: skip
+    """Each image (H, W, 3) under its name, and beside it a bar for the probability of each class in `found`,
+    as `predict` gives them."""
+    if not 1 <= len(images) <= MOST_IMAGES:
+        raise ValueError(f"prediction: one picture shows 1 to {MOST_IMAGES} images, got {len(images)}")
+    figure = _picture(6, 0.5 + 1.7 * len(images))
+    grid = figure.add_gridspec(len(images), 2, width_ratios=(1, 2.4))
+    for i, (image, name, classes) in enumerate(zip(images, names, found, strict=True)):
+        seen, bars = (figure.add_subplot(grid[i, j]) for j in range(2))
+        seen.imshow(image, interpolation="nearest")
+        seen.set_axis_off()
+        short = name if len(name) <= 24 else f"{name[:11]}...{name[-10:]}"
+        seen.set_title(short, fontsize=8, parse_math=False)
+        places, p = range(len(classes)), [probability for _, probability in classes]
+        drawn = bars.barh(places, p, color=[COLOURS[0]] + [COLOURS[5]] * (len(p) - 1))
+        bars.bar_label(drawn, [f"{100 * value:.1f} %" for value in p], padding=3, fontsize=8)
+        bars.set_yticks(places, [name for name, _ in classes])
+        bars.invert_yaxis()
+        bars.set_xlim(0, 1.15)  # room for the text behind a full bar
+        bars.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        bars.spines[["top", "right"]].set_visible(False)
+    bars.set_xlabel("probability")
     return _saved(figure, path)
 
 
