@@ -1,8 +1,8 @@
 """How long does a training step take? minires and its peers, timed in turn on the same machine.
 
-Each contestant runs in a process of its own, with the same number of threads, and they take turns, one step each,
-A B C A B C ...: what disturbs the machine for a while disturbs all of them, and the ratio of the steps of one round
-says more than either time. Peers that are not installed are left out.
+Each contestant runs in a process of its own, with the same number of threads, and they take turns, A B C A B C ...; the
+first half of a turn warms up and the second counts. What disturbs the machine for a while disturbs all of them, and
+the ratio of the times of one round says more than either. Peers that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def installed(peers: Sequence[str] = tuple(PEERS)) -> list[str]:
     return [peer for peer in peers if importlib.util.find_spec(PEERS[peer])]
 
 
-def in_turn(contestants: Sequence[tuple[str, Job]], rounds: int, warm_up: int = 2) -> list[list[float]]:
+def in_turn(contestants: Sequence[tuple[str, Job]], rounds: int, warm_up: int = 1) -> list[list[float]]:
     """Seconds of every contestant in every round:  a list for each contestant."""
     workers = [Worker(peer, job) for peer, job in contestants]
     try:
@@ -129,7 +129,7 @@ class Worker:
             raise RuntimeError(f"bench: the process of {self.peer} ended early; its message stands above") from error
 
     def run(self) -> float:
-        """Seconds of one run."""
+        """Seconds of a run in one turn: a step, or the mean of ten layers, after as many to warm up."""
         return self.ask("run")
 
     def peak_memory(self) -> float:
@@ -143,18 +143,23 @@ class Worker:
 
 
 def _serve(peer: str, job: Job) -> None:
-    """In the worker: for each line that comes, run once and print the seconds, or print the peak memory."""
+    """In the worker: for each line that comes, take a turn and print the seconds of a run, or print the peak memory."""
     build = {"minires": _minires, "dezero": _dezero}.get(peer, _torch)
     if peer == "dezero":
         np.int = int  # type: ignore[attr-defined]  # dezero 0.0.13 asks for a name that NumPy 1.24 took away
     importlib.import_module(PEERS[peer])
     before = _peak_memory()
-    once = build(peer, job)
+    once, runs = build(peer, job), 10 if job.task == "layer" else 1
     for line in sys.stdin:
-        start = time.perf_counter()
         if line.strip() == "run":
-            once()
-        print(time.perf_counter() - start if line.strip() == "run" else _peak_memory() - before, flush=True)
+            for _ in range(runs):  # a turn finds threads asleep and caches full of the others' numbers
+                once()
+            start = time.perf_counter()
+            for _ in range(runs):
+                once()
+            print((time.perf_counter() - start) / runs, flush=True)
+        else:
+            print(_peak_memory() - before, flush=True)
 
 
 def _peak_memory() -> int:
