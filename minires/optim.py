@@ -94,7 +94,8 @@ def one_cycle(lr: float, total: int, rise: float = 0.25, start: float = 0.04) ->
     """Straight up from `start` * lr to `lr` over the first `rise` of the steps, straight down to 0 at step `total`
     (after Smith and Topin 2018, https://arxiv.org/abs/1708.07120)."""
     top = max(1, round(rise * total))
-    return lambda step: lr * (start + (1 - start) * step / top if step < top else max(0, total - step) / (total - top))
+    fall = max(1, total - top)
+    return lambda step: lr * (start + (1 - start) * step / top if step < top else max(0, total - step) / fall)
 
 
 def warm_up(schedule: Schedule, steps: int, lr: float) -> Schedule:

@@ -1,0 +1,134 @@
+"""Modules: names, modes, state, moving; layers against the operations they call."""
+
+import numpy as np
+import pytest
+
+from minires import functional as F
+from minires import nn
+from minires.conv import conv2d, max_pool2d
+from minires.norm import layer_norm
+from minires.tensor import Tensor
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=True, rng=rng())
+        self.body = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
+        self.fc = nn.Linear(4, 5, rng=rng())
+
+    def forward(self, x):
+        return self.fc(nn.GlobalAvgPool()(self.body(self.conv(x))))
+
+
+def picture(n=2):
+    return Tensor(rng().standard_normal((n, 7, 6, 3)).astype(np.float32))
+
+
+def test_names_are_the_dotted_attributes_in_order():
+    net = Small()
+    assert [name for name, _ in net.named_parameters()] == [
+        "conv.weight", "conv.bias", "body.0.weight", "body.0.bias", "fc.weight", "fc.bias"]  # fmt: skip
+    assert [name for name, _ in net.named_buffers()] == ["body.0.running_mean", "body.0.running_var"]
+    assert [name for name, _ in net.modules()] == ["", "conv", "body", "body.0", "body.1", "body.2", "fc"]
+
+
+def test_train_and_eval_reach_every_module():
+    net = Small()
+    assert net.eval() is net and not any(m.training for _, m in net.modules())
+    net.train()
+    assert all(m.training for _, m in net.modules())
+
+
+def test_evaluation_is_repeatable_and_training_is_not():
+    net = Small().eval()
+    a, b = net(picture()).data, net(picture()).data
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(net(picture(3)).data[:2] - a).max() < 1e-6, "in evaluation, examples do not depend on each other"
+    net.train()
+    assert np.abs(net(picture()).data - net(picture()).data).max() > 1e-3, "dropout draws anew"
+
+
+def test_state_goes_out_as_copies_and_comes_back():
+    net, other = Small(), Small()
+    for p in other.parameters():
+        p.data += 1
+    state = other.state_dict()
+    net.load_state_dict(state)
+    for (name, p), (_, q) in zip(net.named_parameters(), other.named_parameters(), strict=True):
+        np.testing.assert_array_equal(p.data, q.data, err_msg=name)
+    state["fc.bias"][:] = 7
+    assert not (net.fc.bias.data == 7).any() and not (other.fc.bias.data == 7).any()
+
+
+def test_a_state_that_does_not_fit_names_every_fault_and_changes_nothing():
+    net = Small()
+    before = net.state_dict()
+    state = net.state_dict() | {"fc.weight": np.zeros((5, 4)), "extra": np.zeros(1)}
+    state["conv.bias"] = state["conv.bias"] + 1
+    del state["fc.bias"]
+    with pytest.raises(ValueError) as told:
+        net.load_state_dict(state)
+    for part in ("missing fc.bias", "left over extra", "fc.weight is (5, 4), wanted (4, 5)"):
+        assert part in str(told.value)
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_astype_turns_parameters_and_buffers():
+    net = Small().astype(np.float64)
+    assert {a.dtype for a in net.state_dict().values()} == {np.dtype(np.float64)}
+
+
+def test_initial_weights_are_hes():
+    conv = nn.Conv2d(32, 64, 3, rng=rng())
+    assert conv.weight.data.std() == pytest.approx(np.sqrt(2 / (9 * 32)), rel=0.02)
+    assert nn.Linear(400, 300, rng=rng()).weight.data.std() == pytest.approx(np.sqrt(2 / 400), rel=0.02)
+    assert nn.Linear(400, 300, std=0.01, rng=rng()).weight.data.std() == pytest.approx(0.01, rel=0.02)
+
+
+def test_layers_call_their_operations():
+    x, net = picture(), Small()
+    wanted = conv2d(x, net.conv.weight, net.conv.bias, 2, 1).data
+    np.testing.assert_array_equal(net.conv(x).data, wanted)
+    np.testing.assert_array_equal(nn.MaxPool2d(3, 2, 1)(x).data, max_pool2d(x, 3, 2, 1).data)
+    np.testing.assert_array_equal(nn.ReLU()(x).data, np.maximum(x.data, 0))
+    flat = nn.Flatten()(x)
+    np.testing.assert_array_equal(flat.data, x.data.reshape(2, -1))
+    norm = nn.LayerNorm(3)
+    norm.weight.data[:] = [1, 2, 3]
+    np.testing.assert_array_equal(norm(x).data, layer_norm(x, norm.weight, norm.bias).data)
+    linear = nn.Linear(flat.shape[1], 5, rng=rng())
+    np.testing.assert_array_equal(linear(flat).data, F.linear(flat, linear.weight, linear.bias).data)
+
+
+def test_dropout_keeps_the_mean_and_rests_in_evaluation():
+    x = Tensor(np.ones((200, 200), np.float32))
+    layer = nn.Dropout(0.25)
+    y = layer(x).data
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (y == 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert layer.eval()(x) is x
+
+
+def test_sequential_is_a_list_of_modules():
+    net = nn.Sequential(nn.Flatten(), nn.ReLU())
+    assert len(net) == 2 and isinstance(net[1], nn.ReLU) and [type(m) for m in net] == [nn.Flatten, nn.ReLU]
+
+
+def test_a_module_without_forward_says_so():
+    with pytest.raises(NotImplementedError, match="Module has no forward"):
+        nn.Module()(picture())
+
+
+def test_observers_see_names_and_outputs_inner_modules_first():
+    net, seen = Small().eval(), []
+    with nn.observe(net, lambda name, module, output: seen.append((name, output.shape))):
+        net(picture())
+    assert seen == [("conv", (2, 4, 3, 4)), ("body.0", (2, 4, 3, 4)), ("body.1", (2, 4, 3, 4)),
+                    ("body.2", (2, 4, 3, 4)), ("body", (2, 4, 3, 4)), ("fc", (2, 5)), ("", (2, 5))]  # fmt: skip
+    net(picture())
+    assert len(seen) == 7, "afterwards nobody listens"

@@ -1,0 +1,139 @@
+"""SGD against PyTorch and by hand, schedules at the steps where they turn, clipping."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minires.optim import SGD, clip_grad_norm, cosine, one_cycle, steps, warm_up
+from minires.tensor import Tensor
+
+
+def parameters(rng):
+    shapes = ((3, 4), (4,), ())
+    return [Tensor(np.asarray(rng.standard_normal(s)), requires_grad=True) for s in shapes]
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_sgd_is_pytorchs(momentum, nesterov, weight_decay):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng(0)
+    ours = parameters(rng)
+    theirs = [torch.tensor(p.data.copy(), requires_grad=True) for p in ours]
+    a = SGD(ours, 0.1, momentum, weight_decay, nesterov)
+    b = torch.optim.SGD(theirs, 0.1, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    for step in range(5):
+        a.lr = b.param_groups[0]["lr"] = 0.1 / (step + 1)
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = np.asarray(rng.standard_normal(p.shape))
+            q.grad = torch.tensor(p.grad.copy())
+        a.step()
+        b.step()
+        for p, q in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12, atol=1e-14)
+
+
+def test_two_steps_by_hand():
+    p = Tensor(np.array([[1.0]]), requires_grad=True)
+    opt = SGD([p], lr=0.5, momentum=0.5, weight_decay=0.1)
+    p.grad = np.array([[2.0]])
+    opt.step()  # g = 2 + 0.1 = 2.1, v = 2.1, w = 1 - 1.05
+    np.testing.assert_allclose(p.data, [[-0.05]])
+    opt.step()  # g = 2 - 0.005, v = 1.05 + 1.995 = 3.045, w = -0.05 - 1.5225
+    np.testing.assert_allclose(p.data, [[-1.5725]])
+
+
+def test_decay_may_leave_vectors_out():
+    matrix, vector = (Tensor(np.ones(s), requires_grad=True) for s in ((2, 2), (2,)))
+    opt = SGD([matrix, vector], lr=0.5, weight_decay=0.2, decay_vectors=False)
+    matrix.grad, vector.grad = np.zeros((2, 2)), np.zeros(2)
+    opt.step()
+    np.testing.assert_allclose(matrix.data, 0.9)
+    np.testing.assert_array_equal(vector.data, 1.0)
+
+
+def test_a_step_leaves_gradients_alone_and_skips_parameters_without_one():
+    p, q = (Tensor(np.ones(3), requires_grad=True) for _ in range(2))
+    grad = np.array([1.0, 2.0, 3.0])
+    grad.setflags(write=False)
+    p.grad = grad
+    opt = SGD([p, q], lr=1.0, momentum=0.9, weight_decay=0.1, nesterov=True)
+    opt.step()
+    np.testing.assert_array_equal(p.grad, [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(q.data, 1.0)
+    opt.zero_grad()
+    assert p.grad is None
+
+
+@pytest.mark.parametrize("options, told", [
+    ({"lr": -0.1}, "lr must be a number from 0 on"),
+    ({"lr": math.nan}, "lr must be a number from 0 on"),
+    ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be"),
+    ({"lr": 0.1, "momentum": 1.0}, "momentum must be in"),
+    ({"lr": 0.1, "nesterov": True}, "nesterov needs a momentum"),
+])  # fmt: skip
+def test_wrong_settings_are_named(options, told):
+    with pytest.raises(ValueError, match=told):
+        SGD([Tensor(np.ones(1), requires_grad=True)], **options)
+
+
+def test_no_parameters_is_an_error():
+    with pytest.raises(ValueError, match="params is empty"):
+        SGD([], lr=0.1)
+
+
+# ---- clipping
+
+
+def test_clipping_scales_all_gradients_together():
+    p, q = (Tensor(np.zeros(2), requires_grad=True) for _ in range(2))
+    p.grad, q.grad = np.array([3.0, 0.0]), np.array([0.0, 4.0])
+    before = p.grad
+    assert clip_grad_norm([p, q], 1.0) == pytest.approx(5.0)
+    np.testing.assert_allclose(p.grad, [0.6, 0.0])
+    np.testing.assert_allclose(q.grad, [0.0, 0.8])
+    np.testing.assert_array_equal(before, [3.0, 0.0])  # the old array may be another tensor's too
+    assert clip_grad_norm([p, q], 10.0) == pytest.approx(1.0)
+    np.testing.assert_allclose(p.grad, [0.6, 0.0])
+
+
+def test_clipping_knows_what_it_needs():
+    p = Tensor(np.zeros(2), requires_grad=True)
+    with pytest.raises(ValueError, match="no parameter has a gradient"):
+        clip_grad_norm([p], 1.0)
+    with pytest.raises(ValueError, match="max_norm must be above 0"):
+        clip_grad_norm([p], 0.0)
+
+
+# ---- schedules
+
+
+def test_steps_falls_at_its_milestones():
+    rate = steps(0.1, [48_000, 32_000])
+    assert [rate(s) for s in (0, 31_999, 32_000, 47_999, 48_000, 63_999)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )
+
+
+def test_cosine_is_half_a_wave():
+    rate = cosine(0.2, 100)
+    assert [rate(s) for s in (0, 25, 50, 75, 100, 120)] == pytest.approx(
+        [0.2, 0.1 + 0.1 * math.sqrt(0.5), 0.1, 0.1 - 0.1 * math.sqrt(0.5), 0.0, 0.0]
+    )
+
+
+def test_one_cycle_rises_and_falls_in_straight_lines():
+    rate = one_cycle(1.0, 100, rise=0.2, start=0.1)
+    assert [rate(s) for s in (0, 10, 20, 60, 99, 100, 101)] == pytest.approx([0.1, 0.55, 1.0, 0.5, 1 / 80, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_one_cycle_of_a_few_steps_stays_in_range(total):
+    rate = one_cycle(0.2, total)
+    assert all(0 <= rate(s) <= 0.2 for s in range(total + 2))
+
+
+def test_warm_up_comes_first_and_the_schedule_keeps_its_own_count():
+    rate = warm_up(steps(0.1, [500]), 400, 0.01)
+    assert [rate(s) for s in (0, 399, 400, 499, 500)] == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01])
