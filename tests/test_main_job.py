@@ -46,7 +46,7 @@ def test_64_images_are_learnt_by_heart(tmp_path):
     images, labels = few.train_images, few.train_labels
     often = np.tile(np.arange(64), 20)  # 20 steps an epoch
     data = Dataset("shapes10", images[often], labels[often], images, labels, few.classes)
-    config = Config.of(model="resnet8", batch_size=64, epochs=4, lr=0.1, augment=False)
+    config = Config.of(model="resnet8", batch_size=64, epochs=7, lr=0.1, augment=False)
     rows = fit(config, tmp_path / "run", dataset=data)
     assert rows[-1]["test_acc"] == 1  # the same 64
 
