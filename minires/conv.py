@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from minires.backend import Array, array_module, in_lanes, sum_in_order
+from minires.backend import Array, array_module, in_blocks, in_lanes, sum_in_order
 from minires.tensor import Gradients, Tensor
 
 
@@ -113,9 +113,10 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     def forward(chunks: Iterator[slice]) -> None:
         im2col = Im2col(kh, kw, stride, padding)
         for s in chunks:
-            y = xp.matmul(im2col(x_data[s]), w_matrix, out=out[s].reshape(-1, f))  # (n*OH*OW, F)
+            cols = in_blocks(im2col(x_data[s]), f)  # (blocks, rows, KH*KW*C), n*OH*OW rows in all
+            xp.matmul(cols, w_matrix, out=out[s].reshape(*cols.shape[:2], f))
             if bias is not None:
-                y += bias.data
+                out[s] += bias.data
 
     in_lanes(forward, x_data, oh * ow * kh * kw * c * x_data.itemsize)
 
@@ -127,26 +128,31 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
             w_turned = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
             im2col = Im2col(kh, kw, 1, kh - 1 - padding)
             for s in chunks:
-                cols = im2col(grad[s])  # (n*H*W, KH*KW*F)
-                xp.matmul(cols, w_turned, out=dx[s].reshape(-1, c))
-                parts[s.start] = x_data[s].reshape(-1, c).T @ cols  # (C, KH*KW*F), the kernel turned
+                cols = in_blocks(im2col(grad[s]), c)  # (blocks, rows, KH*KW*F), n*H*W rows in all
+                xp.matmul(cols, w_turned, out=dx[s].reshape(*cols.shape[:2], c))
+                parts[s.start] = _sum_of_products(cols, x_data[s])  # (KH*KW*F, C), the kernel turned
 
         def any_stride(chunks: Iterator[slice]) -> None:
             im2col = Im2col(kh, kw, stride, padding)
             for s in chunks:
-                g = grad[s].reshape(-1, f)  # (n*OH*OW, F)
-                parts[s.start] = im2col(x_data[s]).T @ g  # (KH*KW*C, F)
+                cols = in_blocks(im2col(x_data[s]), f)  # (blocks, rows, KH*KW*C), n*OH*OW rows in all
+                parts[s.start] = _sum_of_products(cols, grad[s])  # (KH*KW*C, F)
                 if dx is not None:
-                    dx[s] = col2im(g @ w_matrix.T, x_data[s].shape, kh, kw, stride, padding)
+                    dx[s] = col2im(grad[s].reshape(-1, f) @ w_matrix.T, x_data[s].shape, kh, kw, stride, padding)
 
         one_im2col = dx is not None and stride == 1 and kh == kw and padding < kh
         in_lanes(stride_1 if one_im2col else any_stride, grad, oh * ow * kh * kw * max(c, f) * grad.itemsize)
         dw = sum_in_order(parts)
-        dw = dw.reshape(c, kh, kw, f)[:, ::-1, ::-1].transpose(1, 2, 0, 3) if one_im2col else dw.reshape(w.shape)
+        dw = dw.reshape(kh, kw, f, c)[::-1, ::-1].swapaxes(2, 3) if one_im2col else dw.reshape(w.shape)
         return (dx, dw) if bias is None else (dx, dw, grad.sum(axis=(0, 1, 2)))
 
     parents = (x, w) if bias is None else (x, w, bias)
     return Tensor.from_op(out, parents, backward, "conv2d")
+
+
+def _sum_of_products(cols: Array, y: Array) -> Array:
+    """cols^T y, block by block, for cols (blocks, rows, K) and y, which has as many rows of F numbers:  (K, F)."""
+    return (cols.swapaxes(1, 2) @ y.reshape(*cols.shape[:2], y.shape[-1])).sum(axis=0)
 
 
 def conv2d_slow(x: Array, w: Array, bias: Array | None = None, stride: int = 1, padding: int = 0) -> Array:
@@ -217,8 +223,8 @@ def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
 
 def global_avg_pool(x: Tensor) -> Tensor:
     """The mean of each channel over the whole picture:  (N, H, W, C) -> (N, C)."""
-    if x.ndim != 4:
-        raise ValueError(f"global_avg_pool: x has shape {x.shape}, wanted (N, H, W, C)")
+    if x.ndim != 4 or 0 in x.shape[1:3]:
+        raise ValueError(f"global_avg_pool: x has shape {x.shape}, wanted (N, H, W, C), H and W at least 1")
     return x.mean((1, 2))
 
 
@@ -249,8 +255,8 @@ def _offsets(shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> 
 
 
 def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: int) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"{name}: x has shape {x.shape}, wanted (N, H, W, C)")
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"{name}: x has shape {x.shape}, wanted (N, H, W, C), of which only N may be 0")
     if min(kh, kw) < 1 or stride < 1 or padding < 0:
         raise ValueError(f"{name}: kernel and stride must be 1 or more, padding 0 or more; "
                          f"got kernel ({kh}, {kw}), stride {stride}, padding {padding}")  # fmt: skip
@@ -259,8 +265,8 @@ def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: 
 
 
 def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int) -> None:
-    if w.ndim != 4:
-        raise ValueError(f"conv2d: w has shape {w.shape}, wanted (KH, KW, C, F)")
+    if w.ndim != 4 or 0 in w.shape:
+        raise ValueError(f"conv2d: w has shape {w.shape}, wanted (KH, KW, C, F), each at least 1")
     _check_window("conv2d", x, w.shape[0], w.shape[1], stride, padding)
     if x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x has {x.shape[3]} channels, w wants {w.shape[2]} (w is {w.shape})")

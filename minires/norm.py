@@ -75,7 +75,7 @@ def batch_norm(
     else:
         mean, var = running_mean.copy(), running_var.copy()
     s = 1 / xp.sqrt(var + eps)  # (C,)
-    scale, centre, shift = _tile(gamma.data * s, x), _tile(mean, x), _tile(beta.data - mean * gamma.data * s, x)
+    scale, shift = _tile(gamma.data * s, x), _tile(beta.data - mean * gamma.data * s, x)
     zero = xp.zeros_like(scale)  # NumPy takes the maximum with a row much faster than with a single number
     out_data = xp.empty(x.shape, x.dtype)
     rows, out = _rows(x_data), _rows(out_data)
@@ -93,16 +93,16 @@ def batch_norm(
         dx = xp.empty(x.shape, x.dtype)
         grad, g = _rows(grad), _rows(dx)
 
-        parts: dict[int, Array] = {}  # of each chunk, the sums of g and of g (x - mean)
+        parts: dict[int, Array] = {}  # of each chunk, the sums of g and of g x
 
         def sums(chunks: Iterator[slice]) -> None:
             for i in chunks:
                 xp.multiply(grad[i], out[i] > 0 if relu else 1, out=g[i])
-                parts[i.start] = xp.stack([_column_sums(g[i]), _column_sums_of_product(g[i], rows[i] - centre)])
+                parts[i.start] = xp.stack([_column_sums(g[i]), _column_sums_of_product(g[i], rows[i])])
 
         in_lanes(sums, rows, 2 * rows[:1].nbytes)
-        dbeta, dgamma = _per_channel(sum_in_order(parts), c)
-        dgamma = dgamma * s
+        dbeta, gx = _per_channel(sum_in_order(parts), c)
+        dgamma = (gx - mean * dbeta) * s
         if training:  # dx = scale g + a x + b: the terms of the formula, gathered by what they multiply
             a = -gamma.data * s * s * dgamma / m
             b = _tile(-gamma.data * s * dbeta / m - a * mean, x)
@@ -196,8 +196,10 @@ def _per_channel(total: Array, c: int) -> Array:
 
 
 def _check_norm(name: str, x: Tensor, gamma: Tensor, beta: Tensor) -> None:
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise ValueError(f"{name}: x has shape {x.shape}, wanted (N, ..., C), of which only N may be 0")
     for which, t in (("gamma", gamma), ("beta", beta)):
-        if x.ndim < 2 or t.shape != x.shape[-1:]:
+        if t.shape != x.shape[-1:]:
             raise ValueError(f"{name}: {which} has shape {t.shape}, wanted one number for each channel of x {x.shape}")
         if t.dtype != x.dtype:
             raise TypeError(f"{name}: {which} is {t.dtype}, x is {x.dtype}; convert one of them")

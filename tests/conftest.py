@@ -1,9 +1,24 @@
-"""What every test may count on: the number of threads it was given is put back, and commands tell their status."""
+"""What every test may count on: devices to run on, its number of threads put back, commands that tell their status."""
+
+import re
+from pathlib import Path
 
 import pytest
 
 from minires import backend
+from minires.backend import device_of, gpu_status, to_device
 from minires.cli import main
+from minires.tensor import Tensor
+
+CHECKS = Path(__file__).parent.parent / "chapters" / "checks"
+
+
+def pytest_configure(config):
+    """A mark for each chapter with exercises (ch04) and for each exercise (ex4_2), read from the text of the checks."""
+    for path in sorted(CHECKS.glob("ch*.py")):
+        config.addinivalue_line("markers", f"{path.stem[:4]}: exercises of chapter {int(path.stem[2:4])}")
+        for number in re.findall(r'number="(\d+\.\d+)"', path.read_text(encoding="utf-8")):
+            config.addinivalue_line("markers", f"ex{number.replace('.', '_')}: exercise {number}")
 
 
 @pytest.fixture(autouse=True)
@@ -11,8 +26,7 @@ def same_threads_afterwards():
     before = backend._threads
     yield
     if backend._threads != before:
-        backend._threads = before
-        backend._forget_pool()
+        backend._start_over(before)
 
 
 @pytest.fixture
@@ -27,3 +41,39 @@ def status_of():
         return 0
 
     return run
+
+
+@pytest.fixture
+def usable():
+    """usable(device): the device, or the test is skipped with the reason."""
+
+    def device_or_skip(device):
+        if device == "gpu" and (status := gpu_status()).state != "ready":
+            pytest.skip(status.sentence)
+        return device
+
+    return device_or_skip
+
+
+@pytest.fixture(params=["cpu", "strict", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request, usable):
+    """Runs a test on the CPU, on the stand-in for a GPU, and, where there is one, on a GPU."""
+    return usable(request.param)
+
+
+@pytest.fixture
+def there(device):
+    """there(op): does on the device what `op` does; its tensors come from the host, and its result goes back there."""
+
+    def carry(x, device):
+        if not isinstance(x, Tensor):
+            return x
+        home = device_of(x.data)
+        return Tensor.from_op(to_device(x.data, device), (x,), lambda grad: (to_device(grad, home),), "carry")
+
+    def wrap(op):
+        if device == "cpu":
+            return op
+        return lambda *arguments, **options: carry(op(*(carry(x, device) for x in arguments), **options), "cpu")
+
+    return wrap

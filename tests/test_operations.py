@@ -1,4 +1,7 @@
-"""Every operation: its gradient, its slow twin, PyTorch, and what it says to inputs that are wrong."""
+"""Every operation: its gradient, its slow twin, PyTorch, and what it says to inputs that are wrong.
+
+Most tests run on several devices: the inputs are made on the host, and `there(op)` does the rest on the device.
+"""
 
 # mypy: disable-error-code="union-attr, arg-type, call-arg, misc"
 
@@ -10,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minires import backend
+from minires.backend import device_of, to_device, to_host
 from minires.conv import (
     avg_pool2d,
     col2im,
@@ -42,25 +46,35 @@ def normal(*shape, seed=1):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@pytest.fixture(params=["one chunk", "a chunk for each image, in three lanes"])
-def chunks(request, monkeypatch):
-    """Run a test once with the whole batch in one piece, once cut up as finely as can be."""
+IN_ONE_CHUNK, IN_MANY = "cpu, one chunk", "cpu, a chunk for each image, in three lanes"
+
+
+@pytest.fixture(params=[IN_ONE_CHUNK, IN_MANY, "strict", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request, usable, monkeypatch):
+    """The CPU twice: with the whole batch in one piece, and cut up as finely as can be."""
     monkeypatch.setattr(backend, "LANE_BYTES", 1)
-    monkeypatch.setattr(backend, "_threads", 1 if request.param == "one chunk" else 3)
-    if request.param != "one chunk":
+    if request.param == IN_MANY:
         monkeypatch.setattr(backend, "CHUNK_BYTES", 1)
-    backend._forget_pool()
-    yield
-    backend._forget_pool()
+    backend.set_threads(3 if request.param == IN_MANY else 1)
+    return usable(request.param.split(",")[0])
 
 
-def running(c):
-    return np.zeros(c), np.ones(c)
+def beside(x, *arrays):
+    """The arrays, on the device that tensor x is on."""
+    return tuple(to_device(a, device_of(x.data)) for a in arrays)
 
 
-def statistics(c, dtype=np.float64):
+def running(c, x):
+    return beside(x, np.zeros(c), np.ones(c))
+
+
+def statistics(c, x):
     """A running mean and variance, as evaluation finds them."""
-    return draw(c, seed=9).astype(dtype), np.abs(draw(c, seed=10)).astype(dtype)
+    return beside(x, draw(c, seed=9).astype(x.dtype), np.abs(draw(c, seed=10)).astype(x.dtype))
+
+
+def constant(array, x):
+    return Tensor(*beside(x, array))
 
 
 LABELS = np.array([2, 0, 1, 2, 4])
@@ -105,18 +119,18 @@ OPERATIONS: dict[str, Any] = {  # name: the operation on tensors, and its inputs
     "only pad": (lambda x: subsample_and_pad(x, 1, 5), [draw(2, 3, 2, 2)]),
     "global_avg_pool": (global_avg_pool, [draw(2, 3, 5, 4)]),
     "batch_norm": (
-        lambda x, g, b: batch_norm(x, g, b, *running(3)),
+        lambda x, g, b: batch_norm(x, g, b, *running(3, x)),
         [draw(4, 3, 2, 3), draw(3, seed=2), draw(3, seed=3)]),
     "batch_norm of (N, C)": (
-        lambda x, g, b: batch_norm(x, g, b, *running(4)), [draw(5, 4), draw(4, seed=2), draw(4, seed=3)]),
+        lambda x, g, b: batch_norm(x, g, b, *running(4, x)), [draw(5, 4), draw(4, seed=2), draw(4, seed=3)]),
     "batch_norm and relu": (
-        lambda x, g, b: batch_norm(x, g, b, *running(3), relu=True),
+        lambda x, g, b: batch_norm(x, g, b, *running(3, x), relu=True),
         [draw(4, 3, 2, 3), draw(3, seed=2), draw(3, seed=3)]),
     "batch_norm, evaluation": (
-        lambda x, g, b: batch_norm(x, g, b, *statistics(3, x.dtype), training=False),
+        lambda x, g, b: batch_norm(x, g, b, *statistics(3, x), training=False),
         [draw(4, 3, 2, 3), draw(3, seed=2), draw(3, seed=3)]),
     "batch_norm and relu, evaluation": (
-        lambda x, g, b: batch_norm(x, g, b, *statistics(3, x.dtype), training=False, relu=True),
+        lambda x, g, b: batch_norm(x, g, b, *statistics(3, x), training=False, relu=True),
         [draw(4, 3, 2, 3), draw(3, seed=2), draw(3, seed=3)]),
     "batch_norm_slow": (batch_norm_slow, [draw(4, 3, 2, 3), draw(3, seed=2), draw(3, seed=3)]),
     "layer_norm": (layer_norm, [draw(2, 3, 2, 5), draw(5, seed=2), draw(5, seed=3)]),
@@ -135,33 +149,33 @@ OPERATIONS: dict[str, Any] = {  # name: the operation on tensors, and its inputs
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_gradients(name, chunks):
+def test_gradients(name, there):
     op, inputs = OPERATIONS[name]
-    assert gradcheck(op, inputs)
+    assert gradcheck(there(op), inputs)
 
 
 @pytest.mark.parametrize("x, w, stride, padding", CONVOLUTIONS, ids=str)
-def test_conv2d_gradients(x, w, stride, padding, chunks):
+def test_conv2d_gradients(x, w, stride, padding, there):
     inputs = [draw(*x), draw(*w, seed=2), draw(w[3], seed=3)]
-    assert gradcheck(lambda x, w, bias: conv2d(x, w, bias, stride, padding), inputs)
+    assert gradcheck(there(lambda x, w, bias: conv2d(x, w, bias, stride, padding)), inputs)
 
 
 @pytest.mark.parametrize("x, kernel, stride, padding", POOLINGS, ids=str)
-def test_pooling_gradients(x, kernel, stride, padding):
-    assert gradcheck(lambda x: max_pool2d(x, kernel, stride, padding), [draw(*x)])
-    assert gradcheck(lambda x: avg_pool2d(x, kernel, stride, padding), [draw(*x)])
+def test_pooling_gradients(x, kernel, stride, padding, there):
+    assert gradcheck(there(lambda x: max_pool2d(x, kernel, stride, padding)), [draw(*x)])
+    assert gradcheck(there(lambda x: avg_pool2d(x, kernel, stride, padding)), [draw(*x)])
 
 
 # ---- the same numbers, however they lie in memory
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_inputs_and_upstream_gradients_may_lie_in_memory_in_any_order(name, chunks):
+def test_inputs_and_upstream_gradients_may_lie_in_memory_in_any_order(name, there):
     op, inputs = OPERATIONS[name]
 
     def results(arrays, order):
         tensors = [Tensor(a, requires_grad=True) for a in arrays]
-        out = op(*tensors)
+        out = there(op)(*tensors)
         upstream = draw(*out.shape, seed=7)
         out.backward(upstream.copy(order=order))
         return [out.data, *(t.grad for t in tensors)]
@@ -172,29 +186,30 @@ def test_inputs_and_upstream_gradients_may_lie_in_memory_in_any_order(name, chun
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_read_only_upstream_gradient_will_do(name, chunks):
+def test_a_read_only_upstream_gradient_will_do(name, there):
     """That is what comes back from sum()."""
     op, inputs = OPERATIONS[name]
     by_sum, by_ones = ([Tensor(a, requires_grad=True) for a in inputs] for _ in range(2))
-    op(*by_sum).sum().backward()
-    out = op(*by_ones)
+    there(op)(*by_sum).sum().backward()
+    out = there(op)(*by_ones)
     out.backward(np.ones(out.shape))
     for a, b in zip(by_sum, by_ones, strict=True):
         np.testing.assert_allclose(a.grad, b.grad, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_float32_stays_float32(name):
+def test_float32_stays_float32(name, there):
     op, inputs = OPERATIONS[name]
     tensors = [Tensor(a.astype(np.float32), requires_grad=True) for a in inputs]
-    out = op(*tensors)
+    out = there(op)(*tensors)
     out.sum().backward()
     assert [out.dtype, *(t.grad.dtype for t in tensors)] == [np.float32] * (len(inputs) + 1)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_without_a_wanted_gradient_no_graph(name):
+def test_without_a_wanted_gradient_no_graph(name, there):
     op, inputs = OPERATIONS[name]
+    op = there(op)
     assert op(*map(Tensor, inputs)).node is None
     for wanted in range(len(inputs)):  # one at a time
         tensors = [Tensor(a, requires_grad=i == wanted) for i, a in enumerate(inputs)]
@@ -235,11 +250,11 @@ def test_pooling_equals_its_slow_twin(h, w, kernel, stride, padding):
 
 @pytest.mark.parametrize("shape", [(4, 5, 3, 2), (6, 3), (2, 1, 1, 4), (1, 4, 5, 1), (3, 2, 4)], ids=str)
 @pytest.mark.parametrize("with_relu", [False, True])
-def test_batch_norm_equals_its_slow_twin(shape, with_relu, chunks):
+def test_batch_norm_equals_its_slow_twin(shape, with_relu, there):
     c = shape[-1]
     arrays, upstream = [draw(*shape), draw(c, seed=2), draw(c, seed=3)], draw(*shape, seed=4)
     fast, slow = ([Tensor(a, requires_grad=True) for a in arrays] for _ in range(2))
-    out_fast = batch_norm(*fast, *running(c), relu=with_relu)
+    out_fast = there(lambda x, g, b: batch_norm(x, g, b, *running(c, x), relu=with_relu))(*fast)
     out_slow = relu(batch_norm_slow(*slow)) if with_relu else batch_norm_slow(*slow)
     out_fast.backward(upstream)
     out_slow.backward(upstream)
@@ -248,10 +263,10 @@ def test_batch_norm_equals_its_slow_twin(shape, with_relu, chunks):
         np.testing.assert_allclose(a.grad, b.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_layer_norm_equals_its_slow_twin():
+def test_layer_norm_equals_its_slow_twin(there):
     arrays, upstream = [draw(3, 2, 4, 5), draw(5, seed=2), draw(5, seed=3)], draw(3, 2, 4, 5, seed=4)
     fast, slow = ([Tensor(a, requires_grad=True) for a in arrays] for _ in range(2))
-    out_fast, out_slow = layer_norm(*fast), layer_norm_slow(*slow)
+    out_fast, out_slow = there(layer_norm)(*fast), layer_norm_slow(*slow)
     out_fast.backward(upstream)
     out_slow.backward(upstream)
     np.testing.assert_allclose(out_fast.data, out_slow.data, rtol=1e-10, atol=1e-12)
@@ -275,12 +290,20 @@ def test_col2im_is_the_adjoint_of_im2col(n, h, w, c, kh, kw, stride, padding):
     np.testing.assert_allclose((cols * other).sum(), (x * back).sum(), rtol=1e-10, atol=1e-10)
 
 
-def test_im2col_by_hand():
-    x = np.arange(12.0).reshape(1, 3, 4, 1)
-    np.testing.assert_array_equal(im2col(x, 2, 2, 2), [[0, 1, 4, 5], [2, 3, 6, 7]])
-    np.testing.assert_array_equal(im2col(x, 2, 2, 2, 1)[1], [0, 0, 1, 2])  # the upper half lies in the border
-    np.testing.assert_array_equal(col2im(np.ones((6, 4)), x.shape, 2, 2)[0, :, :, 0],
+def test_im2col_by_hand(device):
+    x, ones = (to_device(a, device) for a in (np.arange(12.0).reshape(1, 3, 4, 1), np.ones((6, 4))))
+    np.testing.assert_array_equal(to_host(im2col(x, 2, 2, 2)), [[0, 1, 4, 5], [2, 3, 6, 7]])
+    np.testing.assert_array_equal(to_host(im2col(x, 2, 2, 2, 1))[1], [0, 0, 1, 2])  # half of it lies in the border
+    np.testing.assert_array_equal(to_host(col2im(ones, x.shape, 2, 2))[0, :, :, 0],
                                   [[1, 2, 2, 1], [2, 4, 4, 2], [1, 2, 2, 1]])  # fmt: skip
+
+
+def test_the_slow_twins_run_on_the_device_too(device):
+    x, w = draw(2, 4, 5, 2), draw(3, 2, 2, 3, seed=2)
+    for twin in (lambda x, w: conv2d_slow(x, w, None, 2, 1), lambda x, w: pool2d_slow(x, 3, 2, 1, "max"),
+                 lambda x, w: pool2d_slow(x, 2, 2, 0, "mean")):  # fmt: skip
+        here = to_host(twin(to_device(x, device), to_device(w, device)))
+        np.testing.assert_allclose(here, twin(x, w), rtol=1e-12, atol=1e-12)
 
 
 # ---- PyTorch
@@ -325,126 +348,129 @@ LARGER = [((4, 17, 15, 8), (3, 3, 8, 16), 1, 1), ((3, 16, 18, 8), (3, 3, 8, 12),
 
 
 @pytest.mark.parametrize("x, w, stride, padding", CONVOLUTIONS + LARGER, ids=str)
-def test_conv2d_agrees_with_pytorch(x, w, stride, padding, torch, chunks):
+def test_conv2d_agrees_with_pytorch(x, w, stride, padding, torch, there):
     arrays = [normal(*x), normal(*w, seed=2), normal(w[3], seed=3)]
     leaves = [Tensor(a, requires_grad=True) for a in arrays]
     tx, tw, tb = (torch.tensor(a, requires_grad=True) for a in arrays)
     out = torch.nn.functional.conv2d(nchw(tx), tw.permute(3, 2, 0, 1), tb, stride, padding)
-    agree((conv2d(*leaves, stride, padding), leaves),
+    agree((there(conv2d)(*leaves, stride, padding), leaves),
           (out, [tx, tw, tb], nhwc, lambda g: nchw(torch.tensor(g))))  # fmt: skip
 
 
 @pytest.mark.parametrize("x, kernel, stride, padding", POOLINGS, ids=str)
-def test_pooling_agrees_with_pytorch(x, kernel, stride, padding, torch):
+def test_pooling_agrees_with_pytorch(x, kernel, stride, padding, torch, there):
     f = torch.nn.functional
     for ours, theirs in ((max_pool2d, f.max_pool2d), (avg_pool2d, f.avg_pool2d)):
         leaf, tx = Tensor(normal(*x), requires_grad=True), torch.tensor(normal(*x), requires_grad=True)
-        agree((ours(leaf, kernel, stride, padding), [leaf]),
+        agree((there(ours)(leaf, kernel, stride, padding), [leaf]),
               (theirs(nchw(tx), kernel, stride, padding), [tx], nhwc,
                lambda g: nchw(torch.tensor(g))))  # fmt: skip
 
 
-def test_max_pool_sends_the_gradient_of_a_tie_where_pytorch_does(torch):
+def test_max_pool_sends_the_gradient_of_a_tie_where_pytorch_does(torch, there):
     x = np.ones((1, 3, 4, 1), np.float32)
     leaf, tx = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
-    agree((max_pool2d(leaf, 2, 1), [leaf]), (torch.nn.functional.max_pool2d(nchw(tx), 2, 1), [tx], nhwc,
-                                             lambda g: nchw(torch.tensor(g))))  # fmt: skip
+    agree((there(max_pool2d)(leaf, 2, 1), [leaf]),
+          (torch.nn.functional.max_pool2d(nchw(tx), 2, 1), [tx], nhwc, lambda g: nchw(torch.tensor(g))))  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(6, 5, 7, 3), (9, 4)], ids=str)
-def test_batch_norm_agrees_with_pytorch(shape, training, torch, chunks):
+def test_batch_norm_agrees_with_pytorch(shape, training, torch, there, device):
     c = shape[-1]
     arrays = [normal(*shape) * 3 + 5, normal(c, seed=2), normal(c, seed=3)]
     mean, var = normal(c, seed=4), np.abs(normal(c, seed=5)) + 0.1
     mean_torch, var_torch = torch.tensor(mean), torch.tensor(var)
+    mean, var = to_device(mean, device), to_device(var, device)
     leaves = [Tensor(a, requires_grad=True) for a in arrays]
     tx, tg, tb = (torch.tensor(a, requires_grad=True) for a in arrays)
     into, back = (nchw, nhwc) if len(shape) == 4 else (same, same)
     out = torch.nn.functional.batch_norm(into(tx), mean_torch, var_torch, tg, tb, training, momentum=0.3)
-    agree((batch_norm(*leaves, mean, var, training, momentum=0.3), leaves),
+    agree((there(batch_norm)(*leaves, mean, var, training, momentum=0.3), leaves),
           (out, [tx, tg, tb], back, lambda g: into(torch.tensor(g))))  # fmt: skip
-    np.testing.assert_allclose(mean, mean_torch.numpy(), rtol=1e-4)
-    np.testing.assert_allclose(var, var_torch.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(to_host(mean), mean_torch.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(to_host(var), var_torch.numpy(), rtol=1e-4)
 
 
-def test_layer_norm_agrees_with_pytorch(torch):
+def test_layer_norm_agrees_with_pytorch(torch, there):
     arrays = [normal(4, 3, 5, 6), normal(6, seed=2), normal(6, seed=3)]
     leaves = [Tensor(a, requires_grad=True) for a in arrays]
     ts = [torch.tensor(a, requires_grad=True) for a in arrays]
     out = torch.nn.functional.layer_norm(ts[0], (6,), ts[1], ts[2])
-    agree((layer_norm(*leaves), leaves), (out, ts, same, torch.tensor))
+    agree((there(layer_norm)(*leaves), leaves), (out, ts, same, torch.tensor))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_agrees_with_pytorch(smoothing, torch):
+def test_cross_entropy_agrees_with_pytorch(smoothing, torch, there):
     x, labels = normal(7, 10) * 5, np.arange(7)
     leaf, tx = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
     out = torch.nn.functional.cross_entropy(tx, torch.tensor(labels), label_smoothing=smoothing)
-    agree((cross_entropy(leaf, labels, smoothing), [leaf]), (out, [tx], same, torch.tensor))
+    agree((there(cross_entropy)(leaf, labels, smoothing), [leaf]), (out, [tx], same, torch.tensor))
 
 
-def test_linear_and_log_softmax_agree_with_pytorch(torch):
+def test_linear_and_log_softmax_agree_with_pytorch(torch, there):
     arrays = [normal(5, 6), normal(6, 4, seed=2), normal(4, seed=3)]
     leaves = [Tensor(a, requires_grad=True) for a in arrays]
     ts = [torch.tensor(a, requires_grad=True) for a in arrays]
     out = torch.log_softmax(torch.nn.functional.linear(ts[0], ts[1].T, ts[2]), -1)
-    agree((log_softmax(linear(*leaves)), leaves), (out, ts, same, torch.tensor))
+    agree((there(lambda *a: log_softmax(linear(*a)))(*leaves), leaves), (out, ts, same, torch.tensor))
 
 
-def test_the_shortcut_of_option_a_agrees_with_pytorch(torch):
+def test_the_shortcut_of_option_a_agrees_with_pytorch(torch, there):
     x = normal(2, 7, 6, 4)
     leaf, tx = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
     out = torch.nn.functional.pad(nchw(tx)[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
-    agree((subsample_and_pad(leaf, 2, 8), [leaf]), (out, [tx], nhwc, lambda g: nchw(torch.tensor(g))))
+    agree((there(subsample_and_pad)(leaf, 2, 8), [leaf]), (out, [tx], nhwc, lambda g: nchw(torch.tensor(g))))
 
 
 # ---- what must hold besides
 
 
-def test_relu_at_zero_has_gradient_zero():
-    for op in (relu, lambda x: add_relu(x, Tensor(np.zeros(3)))):
+def test_relu_at_zero_has_gradient_zero(there):
+    for op in (relu, lambda x: add_relu(x, constant(np.zeros(3), x))):
         x = Tensor(np.array([-1.0, 0.0, 1.0]), requires_grad=True)
-        op(x).backward(np.array([5.0, 5.0, 5.0]))
+        there(op)(x).backward(np.array([5.0, 5.0, 5.0]))
         np.testing.assert_array_equal(x.grad, [0, 0, 5])
 
 
-def test_large_logits_do_not_overflow():
+def test_large_logits_do_not_overflow(there):
     with np.errstate(all="raise", under="ignore"):
-        loss = cross_entropy(Tensor([[1e4, 0, -1e4], [0, 0, 0]]), np.array([0, 1]))
+        loss = there(cross_entropy)(Tensor([[1e4, 0, -1e4], [0, 0, 0]]), np.array([0, 1]))
     assert loss.item() == pytest.approx(np.log(3) / 2)
 
 
-def test_cross_entropy_of_equal_logits_is_ln_of_the_classes():
+def test_cross_entropy_of_equal_logits_is_ln_of_the_classes(there):
     for smoothing in (0.0, 0.3):
-        loss = cross_entropy(Tensor(np.full((4, 10), 7.0)), np.array([0, 1, 2, 9]), smoothing)
+        loss = there(cross_entropy)(Tensor(np.full((4, 10), 7.0)), np.array([0, 1, 2, 9]), smoothing)
         assert loss.item() == pytest.approx(np.log(10))
 
 
-def test_batch_norm_keeps_its_digits_far_from_zero(chunks):
+def test_batch_norm_keeps_its_digits_far_from_zero(there, device):
     """E[x^2] - E[x]^2 in float32 would lose every digit of a variance of 1 around a mean of 10,000."""
     x = (normal(64, 5, 6, 3) + 10_000).astype(np.float32)
     ones, zeros, mean, var = (np.full(3, v, np.float32) for v in (1, 0, 0, 0))
-    out = batch_norm(Tensor(x), Tensor(ones), Tensor(zeros), mean, var, momentum=1.0)
-    exact = x.astype(np.float64)
+    mean, var = to_device(mean, device), to_device(var, device)
+    out = there(batch_norm)(Tensor(x), Tensor(ones), Tensor(zeros), mean, var, momentum=1.0)
+    exact, mean, var = x.astype(np.float64), to_host(mean), to_host(var)
     np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(var, exact.var((0, 1, 2), ddof=1), rtol=1e-3)
     np.testing.assert_allclose(out.data.std((0, 1, 2)), 1, rtol=1e-2)
 
 
-def test_batch_norm_in_evaluation_leaves_the_running_statistics_alone():
-    mean, var = statistics(3)
-    before = mean.copy(), var.copy()
+def test_batch_norm_in_evaluation_leaves_the_running_statistics_alone(there, device):
     x = draw(4, 2, 2, 3)
-    out = batch_norm(Tensor(x), Tensor(np.ones(3)), Tensor(np.zeros(3)), mean, var, training=False)
-    np.testing.assert_array_equal(mean, before[0])
-    np.testing.assert_array_equal(var, before[1])
+    mean, var = statistics(3, Tensor(x))
+    moved = to_device(mean.copy(), device), to_device(var.copy(), device)
+    out = there(batch_norm)(Tensor(x), Tensor(np.ones(3)), Tensor(np.zeros(3)), *moved, training=False)
+    np.testing.assert_array_equal(mean, to_host(moved[0]))
+    np.testing.assert_array_equal(var, to_host(moved[1]))
     np.testing.assert_allclose(out.data, (x - mean) / np.sqrt(var + 1e-5), rtol=1e-12)
 
 
-def test_dropout_scales_what_it_keeps_and_repeats_for_a_seed():
+def test_dropout_scales_what_it_keeps_and_repeats_for_a_seed(there):
+    """On every device what it would be on the CPU."""
     x = Tensor(np.ones((100, 100)), requires_grad=True)
-    out = dropout(x, 0.25, np.random.default_rng(0))
+    out = there(dropout)(x, 0.25, np.random.default_rng(0))
     assert set(np.unique(out.data)) == {0.0, 1 / 0.75}
     assert abs((out.data == 0).mean() - 0.25) < 0.02
     out.sum().backward()
@@ -454,33 +480,34 @@ def test_dropout_scales_what_it_keeps_and_repeats_for_a_seed():
     np.testing.assert_array_equal(dropout(x, 0.0, np.random.default_rng(0)).data, x.data)
 
 
-def test_option_a_puts_half_of_its_zeros_on_each_side():
-    out = subsample_and_pad(Tensor(np.ones((1, 3, 5, 2))), 2, 5).data
+def test_option_a_puts_half_of_its_zeros_on_each_side(there):
+    out = there(subsample_and_pad)(Tensor(np.ones((1, 3, 5, 2))), 2, 5).data
     assert out.shape == (1, 2, 3, 5)
     np.testing.assert_array_equal(out[0, 0, 0], [0, 1, 1, 0, 0])
 
 
-def test_no_operation_writes_into_its_inputs(chunks):
+def test_no_operation_writes_into_its_inputs(device):
     """Neither going forward nor back, also where a batch goes in many chunks."""
     shapes = [(x, w, s, p) for x, w, s, p in CONVOLUTIONS]
     for x, w, stride, padding in shapes:
-        arrays = [draw(*x), draw(*w, seed=2)]
-        before = [a.copy() for a in arrays]
+        before = [draw(*x), draw(*w, seed=2)]
+        arrays = [to_device(a.copy(), device) for a in before]
         out = conv2d(*[Tensor(a, requires_grad=True) for a in arrays], stride=stride, padding=padding)
-        upstream = draw(*out.shape)
+        upstream = to_device(draw(*out.shape), device)
         out.backward(upstream)
         for a, b in zip([*arrays, upstream], [*before, draw(*out.shape)], strict=True):
-            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(to_host(a), b)
 
 
 @pytest.mark.parametrize("op", [
     relu, lambda x: add_relu(x, x), lambda x: max_pool2d(x, 2), lambda x: avg_pool2d(x, 2), global_avg_pool,
-    lambda x: subsample_and_pad(x, 2, 4), lambda x: layer_norm(x, Tensor(np.ones(2)), Tensor(np.ones(2))),
-    lambda x: batch_norm(x, Tensor(np.ones(2)), Tensor(np.ones(2)), *running(2), training=False),
-    lambda x: conv2d(x, Tensor(np.ones((3, 3, 2, 4))), None, 2, 1),
-    lambda x: conv2d(x, Tensor(np.ones((3, 3, 2, 4))), None, 1, 1),
+    lambda x: subsample_and_pad(x, 2, 4), lambda x: layer_norm(x, constant(np.ones(2), x), constant(np.ones(2), x)),
+    lambda x: batch_norm(x, constant(np.ones(2), x), constant(np.ones(2), x), *running(2, x), training=False),
+    lambda x: conv2d(x, constant(np.ones((3, 3, 2, 4)), x), None, 2, 1),
+    lambda x: conv2d(x, constant(np.ones((3, 3, 2, 4)), x), None, 1, 1),
 ])  # fmt: skip
-def test_a_batch_of_one_and_an_empty_batch(op, chunks):
+def test_a_batch_of_one_and_an_empty_batch(op, there):
+    op = there(op)
     both, one, empty = draw(2, 4, 6, 2), draw(2, 4, 6, 2)[:1], np.zeros((0, 4, 6, 2))
     np.testing.assert_allclose(op(Tensor(one)).data, op(Tensor(both)).data[:1], rtol=1e-12, atol=1e-12)
     x = Tensor(empty, requires_grad=True)
@@ -490,9 +517,9 @@ def test_a_batch_of_one_and_an_empty_batch(op, chunks):
     assert x.grad.shape == empty.shape
 
 
-def test_an_empty_batch_gives_weights_a_gradient_of_zero():
+def test_an_empty_batch_gives_weights_a_gradient_of_zero(there):
     w, b = Tensor(draw(3, 3, 2, 4), requires_grad=True), Tensor(draw(4), requires_grad=True)
-    conv2d(Tensor(np.zeros((0, 5, 5, 2))), w, b, 1, 1).sum().backward()
+    there(conv2d)(Tensor(np.zeros((0, 5, 5, 2))), w, b, 1, 1).sum().backward()
     assert w.grad.shape == w.shape and not w.grad.any() and not b.grad.any()
 
 
@@ -528,17 +555,17 @@ def as32(t):
      "max_pool2d: padding may be at most half the kernel, 1, got 2"),
     (lambda: avg_pool2d(X, 2, 0), ValueError, "avg_pool2d: .*stride 0"),
     (lambda: global_avg_pool(Tensor(draw(2, 3))), ValueError, r"global_avg_pool: x has shape \(2, 3\)"),
-    (lambda: batch_norm(X, Tensor(np.ones(4)), ZEROS3, *running(3)), ValueError,
+    (lambda: batch_norm(X, Tensor(np.ones(4)), ZEROS3, *running(3, X)), ValueError,
      r"batch_norm: gamma has shape \(4,\)"),
-    (lambda: batch_norm(X, ONES3, Tensor(np.zeros(1)), *running(3)), ValueError,
+    (lambda: batch_norm(X, ONES3, Tensor(np.zeros(1)), *running(3, X)), ValueError,
      r"batch_norm: beta has shape \(1,\)"),
-    (lambda: batch_norm(X, ONES3, ZEROS3, *running(4)), ValueError,
+    (lambda: batch_norm(X, ONES3, ZEROS3, *running(4, X)), ValueError,
      r"batch_norm: running_mean has shape \(4,\)"),
-    (lambda: batch_norm(X, as32(ONES3), ZEROS3, *running(3)), TypeError,
+    (lambda: batch_norm(X, as32(ONES3), ZEROS3, *running(3, X)), TypeError,
      "batch_norm: gamma is float32, x is float64"),
-    (lambda: batch_norm(Tensor(draw(1, 3)), ONES3, ZEROS3, *running(3)), ValueError,
+    (lambda: batch_norm(Tensor(draw(1, 3)), ONES3, ZEROS3, *running(3, X)), ValueError,
      r"batch_norm: training needs at least 2 numbers a channel.*net\.eval\(\)"),
-    (lambda: batch_norm(Tensor(np.zeros((0, 3))), ONES3, ZEROS3, *running(3)), ValueError,
+    (lambda: batch_norm(Tensor(np.zeros((0, 3))), ONES3, ZEROS3, *running(3, X)), ValueError,
      "batch_norm: training needs"),
     (lambda: layer_norm(X, ONES3, as32(ZEROS3)), TypeError, "layer_norm: beta is float32"),
     (lambda: layer_norm(X, Tensor(np.ones(6)), ZEROS3), ValueError, r"layer_norm: gamma has shape \(6,\)"),
