@@ -12,16 +12,16 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from minires.run import blas, processor
 
 PEERS = {  # name -> the package it needs
     "minires": "minires",
@@ -96,10 +96,9 @@ def machine() -> dict[str, str | int]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    info = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else []
     return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "processor": processor(),
+        "blas": blas(),
         "cores": os.cpu_count() or 1,
         "system": platform.system(),
         "python": platform.python_version(),

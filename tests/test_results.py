@@ -1,10 +1,17 @@
 """Figures that the README tells are those of the recorded files."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from minires.experiments import EXPERIMENTS
+from minires.tables import fill
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,3 +40,36 @@ def test_the_accuracy_on_cifar10_is_the_recorded_one():
 def test_recorded_figures_tell_their_machine(name):
     machine = json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))["machine"]
     assert {"processor", "cores", "system", "python", "numpy"} <= set(machine)
+
+
+@pytest.fixture
+def no_training():
+    """Skips where an experiment is running in this folder: its files are ahead of the tables."""
+    for lock in (ROOT / "results").glob("*/*/.lock"):
+        try:
+            with FileLock(lock, timeout=0):
+                pass
+        except Timeout:
+            pytest.skip(f"{lock.parent.name} is being trained")
+
+
+@pytest.mark.parametrize("page, folder", [("README.md", "results/"), ("results/README.md", "")])
+def test_the_tables_of_the_experiments_are_those_of_the_recorded_files(page, folder, no_training):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- table: " in text
+    assert fill(text, ROOT / "results", folder) == text, "make them anew: python -m minires reproduce --tables"
+
+
+def test_every_figure_on_the_pages_is_there_and_no_blank():
+    for page in (ROOT / "README.md", ROOT / "results" / "README.md"):
+        for name in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", page.read_text(encoding="utf-8")):
+            pixels = np.asarray(Image.open(page.parent / name).convert("L"))
+            assert min(pixels.shape) > 200 and (pixels < 128).mean() > 0.002, name
+
+
+def test_unfinished_runs_have_a_checkpoint_and_finished_ones_none(no_training):
+    for experiment, runs in EXPERIMENTS.items():
+        for run, kind in runs.items():
+            out = ROOT / "results" / experiment / run
+            if (out / "config.json").exists():
+                assert kind.finished(out) != any(out.glob("checkpoints/*")), out

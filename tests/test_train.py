@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minires import run as room
 from minires import train
 from minires.backend import set_threads
 from minires.checkpoint import load_state
 from minires.data import DataError, Loader, Normalise, shapes10
 from minires.functional import cross_entropy
+from minires.nn import Dropout, Module
 from minires.resnet import build
 from minires.tensor import Tensor, no_grad
 from minires.train import Config, NotFinite, Run, RunError, evaluate, fit, load_run, read_config
@@ -38,11 +40,11 @@ def whole(tmp_path_factory):
 
 
 def rows_of(out):
-    """metrics.jsonl, every line of it whole, without the one figure that no two runs share."""
+    """metrics.jsonl, every line of it whole, without the figures that no two runs share."""
     text = (out / "metrics.jsonl").read_text(encoding="utf-8")
     assert text == "" or text.endswith("\n")
     rows = [json.loads(line) for line in text.splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
 def assert_same_run(out, other):
@@ -132,7 +134,7 @@ def test_validation_holds_out_a_tenth_and_never_looks_at_the_test_set(tmp_path):
     assert np.array_equal(both, DATA.train_images)
     assert np.array_equal(run.normalise.mean, Normalise.channels(DATA.train_images[:63]).mean)
     rows = fit(Config.of("fast", val=True, **SMALL), tmp_path / "run", dataset=unseen)
-    assert list(rows[0])[3:] == ["train_loss", "train_acc", "val_loss", "val_acc", "seconds"]
+    assert list(rows[0])[3:] == ["train_loss", "train_acc", "val_loss", "val_acc", "seconds", "cpu_seconds"]
 
 
 def test_the_papers_recipe_is_64000_steps_with_a_tenth_of_the_rate_at_32k_and_48k(tmp_path):
@@ -140,12 +142,12 @@ def test_the_papers_recipe_is_64000_steps_with_a_tenth_of_the_rate_at_32k_and_48
     assert run.total == 64_000
     rates = [run.schedule(step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    deep = train.schedule_of(Config.of("paper", model="resnet110"), 64_000)
+    deep = room.schedule_of(Config.of("paper", model="resnet110"), 64_000)
     assert [deep(step) for step in (0, 399, 400, 31_999)] == pytest.approx([0.01, 0.01, 0.1, 0.1])
 
 
 def test_steps_that_do_not_fill_the_last_epoch_end_the_run_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "PAPER_STEPS", 6)
+    monkeypatch.setattr(room, "PAPER_STEPS", 6)
     rows = fit(Config.of("paper", **{**SMALL, "epochs": None}), tmp_path / "run", dataset=DATA)
     assert [row["step"] for row in rows] == [4, 6]
 
@@ -180,20 +182,20 @@ def test_a_wrong_setting_is_told_by_name(setting, value):
 
 
 def test_auto_takes_what_it_finds(monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "load_cifar10", lambda place: ("cifar10 from", place))
-    monkeypatch.setattr(train, "shapes10", lambda: "shapes10")
+    monkeypatch.setattr(room, "load_cifar10", lambda place: ("cifar10 from", place))
+    monkeypatch.setattr(room, "shapes10", lambda: "shapes10")
     monkeypatch.delenv("MINIRES_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert train.open_data("auto") == "shapes10"
-    assert train.open_data("auto", tmp_path) == "shapes10"
+    assert room.open_data("auto") == "shapes10"
+    assert room.open_data("auto", tmp_path) == "shapes10"
     with pytest.raises(DataError, match="python -m minires data cifar10"):
-        train.open_data("cifar10", tmp_path)
+        room.open_data("cifar10", tmp_path)
     archive = tmp_path / "data" / "cifar-10-binary.tar.gz"
     archive.parent.mkdir()
     archive.touch()
-    assert train.open_data("auto")[1].samefile(archive)
-    assert train.open_data("auto", archive.parent)[1].samefile(archive)
-    assert train.open_data("shapes10", archive.parent) == "shapes10"
+    assert room.open_data("auto")[1].samefile(archive)
+    assert room.open_data("auto", archive.parent)[1].samefile(archive)
+    assert room.open_data("shapes10", archive.parent) == "shapes10"
 
 
 # ---- resuming
@@ -224,6 +226,27 @@ def test_stopped_by_ctrl_c_and_resumed_is_bit_for_bit_the_same_run(recipe, step,
     assert len(rows_of(tmp_path / "run")) == step // 4
     fit(read_config(tmp_path / "run"), tmp_path / "run", resume=True, dataset=DATA)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_dropout_goes_on_where_it_stood(tmp_path, monkeypatch):
+    class WithDropout(Module):
+        def __init__(self):
+            self.net = build("resnet8", width=4)
+            self.drop = Dropout(0.3)
+
+        def forward(self, x):
+            return self.drop(self.net(x))
+
+    monkeypatch.setattr(room, "build", lambda *name, **options: WithDropout())
+    config = Config.of("fast", **SMALL)
+    fit(config, tmp_path / "whole", dataset=DATA)
+    press_ctrl_c(monkeypatch, 6)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, tmp_path / "run", dataset=DATA)
+    fit(config, tmp_path / "run", resume=True, dataset=DATA)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    arrays, _ = load_state(tmp_path / "run" / "model.safetensors")
+    assert arrays.keys() == {f"net.{name}" for name in build("resnet8", width=4).state_dict()}
 
 
 def test_ctrl_c_in_the_evaluation_loses_no_step(whole, tmp_path, monkeypatch):
@@ -332,11 +355,11 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(whole, tmp_path):
-    with train.one_at_a_time(tmp_path), pytest.raises(RunError, match="in use by another training run"):
+    with room.one_at_a_time(tmp_path), pytest.raises(RunError, match="in use by another training run"):
         fit(Config.of("fast", **SMALL), tmp_path, dataset=DATA)
     script = """
-import sys, pathlib, minires.train
-with minires.train.one_at_a_time(pathlib.Path(sys.argv[1])):
+import sys, pathlib, minires.run
+with minires.run.one_at_a_time(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -389,7 +412,7 @@ def test_the_first_layer_that_is_not_finite_is_found(layer, kind):
     dict(net.named_parameters())[f"{layer}.weight"].data.flat[0] = np.inf
     x = Normalise.channels(DATA.train_images)(DATA.train_images[:8])
     with np.errstate(invalid="ignore", over="ignore"):
-        assert train.first_not_finite(net, x) == f"{layer} ({kind})"
+        assert room.first_not_finite(net, x) == f"{layer} ({kind})"
 
 
 def test_with_a_device_the_loss_is_read_every_so_many_steps_and_the_report_says_so(tmp_path):

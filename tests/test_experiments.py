@@ -1,0 +1,424 @@
+"""The experiments at a tiny scale: run, stopped, resumed, written down, told; and the construction, exact."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minires import experiments, plots, tables
+from minires.checkpoint import load_state, save_weights
+from minires.data import shapes10
+from minires.experiments import EXPERIMENTS, Identity, Training, deepen, look_inside, read_lines, reproduce
+from minires.nn import BatchNorm2d, Conv2d, observe
+from minires.resnet import build
+from minires.run import Config, Run, RunError, schedule_of
+from minires.summary import summarise
+from minires.tensor import Tensor, no_grad
+
+DATA = shapes10(48, 20)
+SMALLER = {"plain20": "plain8", "plain56": "plain14", "resnet20": "resnet8", "resnet56": "resnet14",
+           "bottleneck29": "bottleneck11", "resnet110": "resnet8", "resnet1202": "resnet14"}  # fmt: skip
+
+
+def small(kind):
+    """The same kind of run in a few steps: 3 an epoch."""
+    if isinstance(kind, Identity):
+        return replace(kind, blocks=1, steps=12)
+    c = kind.config
+    config = replace(c, model=SMALLER[c.model], width=4, batch_size=16, epochs=2, threads=1)
+    return replace(kind, config=config, steps=kind.steps and 4)
+
+
+def shrink(patch):
+    patch.setattr(experiments, "open_data", lambda name, data_dir: DATA)
+    for experiment, runs in EXPERIMENTS.items():
+        patch.setitem(EXPERIMENTS, experiment, {run: small(kind) for run, kind in runs.items()})
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    shrink(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Results of all experiments, never stopped."""
+    results = tmp_path_factory.mktemp("work") / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        assert reproduce("all", results)
+    return results
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on by a second each time one looks at it."""
+    now = iter(range(10**6))
+    monkeypatch.setattr(experiments.time, "monotonic", lambda: next(now))
+
+
+def assert_same_results(results, others):
+    """The files of two results folders, but for the times and sessions in them."""
+    files = sorted(p.relative_to(others) for p in others.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(results) for p in results.rglob("*") if p.is_file())
+    for file in files:
+        if file.suffix == ".safetensors":
+            (mine, _), (yours, _) = load_state(results / file), load_state(others / file)
+            assert all(np.array_equal(array, yours[name]) for name, array in mine.items()), file
+        elif file.name in ("metrics.jsonl", "steps.jsonl", "layers.jsonl"):
+            mine, yours = ([{k: v for k, v in row.items() if "seconds" not in k and k != "peak_mib"}
+                            for row in read_lines(root / file)] for root in (results, others))  # fmt: skip
+            assert mine == yours, file
+
+
+# ---- the list
+
+
+def test_the_degradation_runs_share_the_papers_recipe_in_ten_epochs(monkeypatch):
+    monkeypatch.undo()
+    runs = EXPERIMENTS["degradation"]
+    assert list(runs) == ["plain20", "resnet20", "plain56", "resnet56"]
+    for name, training in runs.items():
+        c = training.config
+        assert (c.model, c.lr, c.momentum, c.nesterov, c.weight_decay, c.decay_vectors) == (
+            name, 0.1, 0.9, False, 1e-4, True)  # fmt: skip
+        assert (c.epochs, c.batch_size, c.seed, c.val, c.augment) == (10, 128, 0, False, True)
+        rate = schedule_of(c, 3900)
+        assert [rate(s) for s in (0, 1949, 1950, 2924, 2925)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+def test_the_other_experiments_are_those_of_the_paper(monkeypatch):
+    monkeypatch.undo()
+    assert EXPERIMENTS["paper"]["resnet20"].config == Config.of("paper", model="resnet20")
+    assert schedule_of(EXPERIMENTS["very-deep"]["resnet110"].config, 64_000)(399) == 0.01
+    cost = {net: summarise(build(net)).total.multiply_adds for net in ("resnet20", "bottleneck29")}
+    assert cost["bottleneck29"] == pytest.approx(cost["resnet20"], rel=0.05)
+    configs = [kind.config for runs in EXPERIMENTS.values() for kind in runs.values() if isinstance(kind, Training)]
+    assert all(c.data_dir is None and not c.val for c in configs)
+    options = {(kind.config.shortcut, kind.config.seed) for kind in EXPERIMENTS["shortcuts"].values()}
+    assert options == {(option, seed) for option in "ABC" for seed in range(3)}
+
+
+# ---- running
+
+
+def test_every_run_is_written_down_and_leaves_only_what_is_needed(whole):
+    for experiment, runs in EXPERIMENTS.items():
+        for run, kind in runs.items():
+            out = whole / experiment / run
+            files = {path.name for path in out.iterdir()} - {".lock"}
+            assert {"config.json", "metrics.jsonl"} <= files
+            about = json.loads((out / "config.json").read_text(encoding="utf-8"))
+            assert {"versions", "platform", "processor", "cores", "git"} <= set(about)
+            assert ("layers.jsonl" in files) == (experiment == "degradation")
+            assert ("steps.jsonl" in files) == (experiment == "very-deep")
+            assert ("begin.json" in files) == (experiment == "construction")
+            assert ("model.safetensors" in files) == (experiment in ("degradation", "fast", "paper"))
+            assert "checkpoints" not in files
+            if isinstance(kind, Training):
+                (session,) = read_lines(out / "sessions.jsonl")
+                assert session["step"] == 0 and session["versions"]["numpy"] == np.__version__
+    for row in read_lines(whole / "fast" / "resnet20" / "metrics.jsonl"):
+        assert 0 < row["cpu_seconds"] and 0 < row["seconds"]
+    steps = read_lines(whole / "very-deep" / "resnet110" / "steps.jsonl")
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    epoch = read_lines(whole / "very-deep" / "resnet110" / "metrics.jsonl")[0]  # of three steps, all as large
+    for figure in ("train_loss", "train_acc"):
+        assert np.mean([row[figure] for row in steps[:3]]) == pytest.approx(epoch[figure])
+
+
+def test_no_file_tells_where_it_was_made(whole):
+    for path in whole.rglob("*"):
+        if path.suffix in (".json", ".jsonl"):
+            assert str(whole.parent) not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize("experiment", ["degradation", "construction", "very-deep"])
+def test_stopped_again_and_again_and_resumed_elsewhere_is_the_same_run(experiment, whole, tmp_path, clock):
+    for k in range(100):
+        results, before = tmp_path / str(k), tmp_path / str(k - 1)
+        if before.exists():
+            before.rename(results)  # another folder each time
+        elif experiment == "construction":
+            shutil.copytree(whole / "degradation" / "plain20", results / "degradation" / "plain20")
+        if reproduce(experiment, results, hours=4 / 3600):
+            break
+        kept = list(results.rglob("step-*.safetensors"))
+        assert len(kept) <= 1  # one run is unfinished, and has one checkpoint
+    assert k >= 3
+    for file in results.rglob("metrics.jsonl"):
+        rows = read_lines(file)  # the time of the sessions before counts
+        for clock in ("seconds", "cpu_seconds"):
+            assert 0 < rows[0][clock] and all(a[clock] < b[clock] for a, b in zip(rows, rows[1:], strict=False))
+    assert len(read_lines(next((results / experiment).iterdir()) / "sessions.jsonl")) > 1
+    assert_same_results(results / experiment, whole / experiment)
+
+
+def test_a_run_that_was_killed_goes_on_and_its_files_hold_no_step_twice(whole, tmp_path, monkeypatch):
+    out = tmp_path / "very-deep" / "resnet1202"
+    training = EXPERIMENTS["very-deep"]["resnet1202"]
+
+    def killed(path, row, note=experiments.note):
+        note(path, row)
+        if row["step"] == 3:
+            raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(experiments, "note", killed)
+        training.go_on(out, lambda: DATA, float("inf"))
+    assert [row["step"] for row in read_lines(out / "steps.jsonl")] == [1, 2, 3]
+    training.go_on(out, lambda: DATA, float("inf"))
+    assert_same_results(out, whole / "very-deep" / "resnet1202")
+
+
+def test_what_is_finished_is_skipped_and_needs_no_data(whole, monkeypatch):
+    monkeypatch.setattr(experiments, "open_data", None)
+    assert reproduce("all", whole, hours=0)
+
+
+def test_without_time_nothing_begins(tmp_path, clock):
+    assert not reproduce("fast", tmp_path, hours=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_are_refused_by_name_and_the_run_is_left_alone(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole / "paper", tmp_path / "paper")
+    out, training = tmp_path / "paper" / "resnet20", EXPERIMENTS["paper"]["resnet20"]
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    (out / "metrics.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
+    changed = replace(training, config=replace(training.config, lr=0.3, threads=2))
+    with pytest.raises(RunError, match=r"other settings \(lr\)"):
+        changed.go_on(out, lambda: DATA, float("inf"))
+    assert (out / "model.safetensors").exists()
+
+
+def test_construction_wants_the_trained_net_first(tmp_path):
+    with pytest.raises(RunError, match="degradation.plain20, which is not trained yet"):
+        reproduce("construction", tmp_path)
+
+
+def test_an_unknown_experiment_is_told(tmp_path, status_of, capsys):
+    assert status_of("reproduce", "everything", "--out", tmp_path) == 2
+    assert "wanted all or one of degradation, fast" in capsys.readouterr().err
+
+
+def test_the_command_runs_stops_and_tells(whole, tmp_path, status_of, capsys, clock):
+    assert status_of("reproduce", "fast", "--out", tmp_path / "results", "--budget", 2 / 3600) == 0
+    assert "hours is spent; the same command goes on" in capsys.readouterr().out
+    assert status_of("reproduce", "fast", "--out", tmp_path / "results") == 0
+    assert "is spent" not in capsys.readouterr().out
+    assert_same_results(tmp_path / "results" / "fast", whole / "fast")
+
+
+# ---- looking inside
+
+
+def test_responses_and_norms_are_those_of_a_pass_by_hand(tmp_path):
+    run = Run(EXPERIMENTS["degradation"]["resnet20"].config, tmp_path, DATA)
+    rng = np.random.default_rng(0)
+    for name, p in run.net.named_parameters():
+        if ".bn" in name or name.startswith("bn"):
+            p.data[...] = rng.uniform(0.5, 1.5, p.shape)
+    before = run.net.state_dict()
+    seen = look_inside(run)
+    assert all(np.array_equal(array, before[name]) for name, array in run.net.state_dict().items())
+    assert all(p.grad is None for p in run.net.parameters())
+
+    outputs = {}
+    with observe(run.net, lambda name, module, out: outputs.update({name: out.data.astype(np.float64)})):
+        loss = experiments.cross_entropy(run.net(Tensor(run.normalise(DATA.train_images))), DATA.train_labels)
+    loss.backward()
+    layers = {name: module for name, module in run.net.modules() if isinstance(module, Conv2d)}
+    assert list(seen["response"]) == list(seen["gradient"]) == list(layers) and len(layers) == 7
+    for name, layer in layers.items():
+        norm = dict(run.net.modules())[name.replace("conv", "bn")]
+        x = outputs[name]
+        y = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) * norm.weight.data + norm.bias.data
+        assert seen["response"][name] == pytest.approx(y.std(), rel=1e-4)
+        assert seen["gradient"][name] == pytest.approx(np.sqrt((layer.weight.grad**2).sum()), rel=1e-3)
+        assert seen["weight"][name] == pytest.approx(np.sqrt((layer.weight.data**2).sum()), rel=1e-5)
+
+
+# ---- the construction
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run folder with a plain net whose numbers are all far from the initial ones."""
+    net, rng = build("plain8", width=8, seed=3), np.random.default_rng(0)
+    for _, module in net.modules():
+        if isinstance(module, BatchNorm2d):
+            module.weight.data[...] = rng.uniform(0.5, 1.5, module.weight.shape)
+            module.bias.data[...] = rng.normal(0, 0.5, module.bias.shape)
+            module.momentum = 1.0  # the statistics of one large batch
+    net.fc.weight.data[...] = rng.normal(size=net.fc.weight.shape)
+    run = Run(Config(model="plain8", width=8, batch_size=16, threads=1), tmp_path, DATA)
+    with no_grad():
+        net(Tensor(run.normalise(DATA.train_images)))
+    info = {"model": "plain8", "shortcut": "A", "width": 8, "data": "shapes10", "classes": list(DATA.classes),
+            "mean": run.normalise.mean.tolist(), "scale": run.normalise.scale.tolist()}  # fmt: skip
+    out = tmp_path / "plain8"
+    out.mkdir()
+    save_weights(net, out / "model.safetensors", info)
+    return net.eval(), out
+
+
+def test_a_deepened_net_is_the_old_one_at_the_start(trained, tmp_path):
+    net, source = trained
+    run = Run(Config(model="plain20", width=8, batch_size=16, threads=1), tmp_path, DATA)
+    told = deepen(run, source, batches=3)
+    x = Tensor(run.normalise(DATA.test_images))
+    with no_grad():
+        wanted = net(x).data
+        came = run.net.eval()(x).data
+        in_training = run.net.train()(Tensor(run.normalise(DATA.train_images))).data
+        old_in_training = net.train()(Tensor(run.normalise(DATA.train_images))).data
+    assert np.abs(wanted).max() > 1 and np.ptp(wanted, axis=0).min() > 0.1  # logits that tell pictures apart
+    np.testing.assert_allclose(came, wanted, rtol=1e-4, atol=1e-4)
+    assert told["largest_difference"] < 1e-4 * np.abs(wanted).max()
+    assert told["before_test_acc"] == told["after_test_acc"]
+    assert told["before_test_loss"] == pytest.approx(told["after_test_loss"], rel=1e-4)
+    assert np.abs(in_training - old_in_training).max() < 0.2 * np.abs(old_in_training).max()
+    assert len(run.net.layer1) == 3 and np.array_equal(run.net.layer1[2].conv2.weight.data[1, 1], np.eye(8))
+    assert np.array_equal(run.net.layer2[0].conv1.weight.data, net.layer2[0].conv1.weight.data)
+
+
+def test_an_additional_block_gives_out_what_comes_in(trained, tmp_path):
+    _, source = trained
+    run = Run(Config(model="plain14", width=8, batch_size=16, threads=1), tmp_path, DATA)
+    deepen(run, source, batches=3)
+    x = np.abs(np.random.default_rng(0).normal(size=(2, 8, 8, 16))).astype(np.float32)
+    x[:, ::2] = 0  # as ReLU leaves them
+    with no_grad():
+        y = run.net.layer2[1].eval()(Tensor(x)).data
+    np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5)
+
+
+# ---- the identity
+
+
+def test_residual_blocks_find_the_identity_and_plain_ones_only_the_mean(tmp_path):
+    last = {}
+    for name, option in (("plain", None), ("residual", "A")):
+        Identity(option, blocks=2, steps=120).go_on(tmp_path / name, None, 0)
+        rows = read_lines(tmp_path / name / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(1, 121))
+        last[name] = rows[-1]["train_loss"]
+    assert last["residual"] < 0.01 and 0.2 < last["plain"] < 0.45
+
+
+# ---- tables
+
+
+def record(out, model, rows, epochs=10, steps=3900, begin=None, **settings):
+    """A run's files, written by hand. rows: of training and test accuracy, an epoch each."""
+    out.mkdir(parents=True)
+    config = {"model": model, "shortcut": "A", "width": 16, "recipe": "paper", "epochs": epochs, "batch_size": 128,
+              "lr": 0.1, **settings}  # fmt: skip
+    about = {"config": config, "steps": steps, "dataset": {"train": 50_000}}
+    (out / "config.json").write_text(json.dumps(about), encoding="utf-8")
+    lines = [{"epoch": i, "step": 390 * i, "lr": 0.1, "train_loss": 1, "train_acc": a, "test_loss": 1, "test_acc": b,
+              "seconds": 150 * i, "cpu_seconds": 270 * i} for i, (a, b) in enumerate(rows, start=1)]  # fmt: skip
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+    if begin:
+        (out / "begin.json").write_text(json.dumps(begin), encoding="utf-8")
+
+
+def test_the_table_of_runs_tells_what_the_files_hold(tmp_path):
+    record(tmp_path / "degradation" / "plain20", "plain20", 9 * [(0.5, 0.5)] + [(0.875, 0.8125)])
+    record(tmp_path / "degradation" / "resnet56", "resnet56", 7 * [(0.9, 0.8)])
+    record(tmp_path / "paper" / "resnet20", "resnet20", 4 * [(0.7, 0.7)], epochs=None, steps=64_000)
+    lines = tables.table_of_runs(tmp_path).splitlines()
+    assert lines[2:] == [
+        "| degradation/plain20 | plain20 | 269,722 | 10 | 25 | 45 | 12.50 | 18.75 | - "
+        "| 10 epochs for the paper's 164 |",
+        "| degradation/resnet56 | resnet56 | 853,018 | 7 of 10 | 18 | 32 | 10.00 | 20.00 | 6.97 "
+        "| 10 epochs for the paper's 164 |",
+        "| paper/resnet20 | resnet20 | 269,722 | 4 of 165 | 10 | 18 | 30.00 | 30.00 | 8.75 "
+        "| the paper's recipe, unfinished |",
+    ]  # fmt: skip
+    assert "degradation/plain20" in tables.TABLES["README"](tmp_path)
+
+
+def test_what_depth_changes_is_the_difference_of_the_errors(tmp_path):
+    for net, (train, test) in {"plain20": (0.8, 0.75), "plain56": (0.6, 0.65), "resnet20": (0.85, 0.8),
+                               "resnet56": (0.9, 0.82)}.items():  # fmt: skip
+        record(tmp_path / "degradation" / net, net, 10 * [(train, test)])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.degradation(tmp_path).splitlines()[2:]]
+    assert [row[3] for row in cells] == ["+20.00", "+10.00", "-5.00", "-2.00"]
+    assert cells[0] == ["plain, training error %", "20.00", "40.00", "+20.00", "10 / 10"]
+
+
+def test_shortcuts_have_mean_and_deviation_of_finished_runs(tmp_path):
+    for seed, test in enumerate((0.80, 0.82, 0.84)):
+        rows = 5 * [(0.9, test)]
+        record(tmp_path / "shortcuts" / f"B-seed-{seed}", "resnet20", rows, 5, 1950, shortcut="B", recipe="fast")
+    record(tmp_path / "shortcuts" / "C-seed-0", "resnet20", 2 * [(0.9, 0.5)], 5, 1950, shortcut="C", recipe="fast")
+    assert tables.shortcuts(tmp_path).splitlines()[2:] == ["| B | 272,474 | 10.00 ± 0.00 | 18.00 ± 2.00 | 3 |"]
+
+
+def test_construction_begins_where_the_shallow_net_was(tmp_path):
+    record(tmp_path / "construction" / "plain56-rate-0.01", "plain56", 3 * [(0.9, 0.85)], 3, 1170, lr=0.01,
+           begin={"source": "degradation/plain20", "after_test_acc": 0.8})  # fmt: skip
+    line = tables.construction(tmp_path).splitlines()[2]
+    assert line == "| plain56 | the trained plain20 | 0.01 | 20.00 | 10.00 | 15.00 | 3 |"
+    assert "3 more epochs with the net of degradation/plain20" in tables.table_of_runs(tmp_path)
+
+
+def test_every_table_can_be_made_of_nothing_and_of_everything(whole, tmp_path):
+    for name, table in tables.TABLES.items():
+        assert table(tmp_path) == ""
+        lines = table(whole).splitlines()
+        assert len(lines) >= 4, name
+        assert len({line.count("|") for line in lines}) == 1, name
+    assert tables.draw(tmp_path) == []
+
+
+def test_a_page_keeps_its_words_and_gets_its_tables(whole, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    page = "# Words\n\n<!-- table: shortcuts -->\nold\n<!-- end -->\n\nmore *words*\n"
+    (results / "README.md").write_text(page, encoding="utf-8")
+    (tmp_path / "README.md").write_text(page, encoding="utf-8")
+    done = tables.rebuild(results)
+    assert len(done) == 10 and all(path.stat().st_size > 100 for path in done)
+    inner, outer = ((folder / "README.md").read_text(encoding="utf-8") for folder in (results, tmp_path))
+    assert inner.startswith("# Words\n\n<!-- table: shortcuts -->\n\n| shortcut | parameters |")
+    assert inner.endswith("(shortcuts.png)\n\n<!-- end -->\n\nmore *words*\n") and "old" not in inner
+    assert "(results/shortcuts.png)" in outer
+    tables.rebuild(results)
+    assert (results / "README.md").read_text(encoding="utf-8") == inner
+    assert "Not run yet." in tables.fill(page, tmp_path / "none")
+    with pytest.raises(ValueError, match="no table 'short'"):
+        tables.fill("<!-- table: short --> <!-- end -->", results)
+
+
+# ---- figures
+
+
+def test_the_figure_of_errors_holds_the_recorded_curves(whole):
+    runs = [whole / "degradation" / net for net in ("plain20", "plain56")]
+    figure = plots.errors({"plain": runs, "residual": runs[:1]})
+    left, right = figure.axes
+    assert (left.get_title(), len(left.lines), len(right.lines)) == ("plain", 4, 2)
+    rows = read_lines(runs[1] / "metrics.jsonl")
+    for line, part in zip(left.lines[2:], ("train", "test"), strict=True):
+        assert line.get_ydata() == pytest.approx([100 - 100 * row[f"{part}_acc"] for row in rows])
+    assert left.lines[2].get_linestyle() == "--" and left.lines[3].get_linestyle() == "-"
+    assert left.get_ylim() == right.get_ylim()
+
+
+def test_lines_keep_their_look_from_panel_to_panel():
+    figure = plots.lines({"one": {"a": ([1, 2], [3, 4]), "b": ([1, 2], [5, 6])}, "two": {"b": ([1, 2], [7, 8])}},
+                         "x", "y", log=True)  # fmt: skip
+    one, two = figure.axes
+    assert one.lines[1].get_color() == two.lines[0].get_color() != one.lines[0].get_color()
+    assert list(two.lines[0].get_ydata()) == [7, 8] and one.get_yscale() == "log"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_spread_draws_each_point_and_the_mean():
+    axes = plots.spread({"A": [1.0, 2.0, 6.0], "B": [4.0]}, "error").axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[1, 2, 6], [3, 3], [4], [4, 4]]

@@ -1,0 +1,92 @@
+"""Training, evaluation and resuming on a device as with NumPy: on the stand-in, and with `pytest -m gpu` on a GPU."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from minires import doctor, strict
+from minires.backend import device_of, gpu_status, to_device
+from minires.data import Loader, Normalise, shapes10
+from minires.functional import cross_entropy, dropout
+from minires.optim import SGD, clip_grad_norm, one_cycle
+from minires.resnet import build
+from minires.tensor import Tensor
+from minires.train import Config, evaluate, fit, load_run, read_config
+
+DATA = shapes10(170, 40)
+SMALL = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 2, "threads": 1}  # 10 steps an epoch
+
+
+@pytest.fixture(params=["strict", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """A device that is not the CPU. The GPU is skipped, with the reason, where there is none."""
+    assert strict.xp  # imported, and so registered
+    if request.param == "gpu" and (status := gpu_status()).state != "ready":
+        pytest.skip(status.sentence)
+    return request.param
+
+
+def test_the_selftest(device):
+    size = {"batch": 4, "steps": 1} if device == "strict" else {}
+    passed, text = doctor.selftest(device, **size)
+    print(text)
+    assert passed, text
+
+
+def train_by_hand(device, steps=20):
+    """Losses and weights after steps with all that changes them, in float64, where rounding stays small."""
+    net = build("resnet8", seed=0).astype(np.float64).to(device)
+    opt = SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, decay_vectors=False)
+    loader = Loader(DATA.train_images, DATA.train_labels, 8, normalise=Normalise.channels(DATA.train_images),
+                    shuffle=True, augment=True, drop_last=True)  # fmt: skip
+    rate, losses, norms = one_cycle(0.1, steps), [], []
+    for step, (x, y) in zip(range(steps), loader.epoch(), strict=False):
+        opt.lr = rate(step)
+        images = dropout(Tensor(to_device(x.astype(np.float64), device)), 0.1, np.random.default_rng(step))
+        loss = cross_entropy(net(images), y, smoothing=0.1)
+        loss.backward()
+        norms.append(float(clip_grad_norm(opt.params, 1.0)))
+        opt.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+    assert len(losses) == steps and all(device_of(p.data) == device for p in net.parameters())
+    return {"losses": np.array(losses), "norms": np.array(norms)} | net.state_dict()
+
+
+def test_twenty_steps_of_training_as_with_numpy(device):
+    start, right, here = train_by_hand("cpu", 0), train_by_hand("cpu"), train_by_hand(device)
+    assert np.abs(right["fc.weight"] - start["fc.weight"]).max() > 0.1 * np.abs(start["fc.weight"]).max()  # it moved
+    for name in right:
+        assert np.abs(here[name] - right[name]).max() <= 1e-6 * np.abs(right[name]).max(), name
+
+
+def test_evaluation_as_with_numpy(device):
+    net, normalise = build("resnet8", seed=0), Normalise.channels(DATA.train_images)
+    right = evaluate(net, DATA.test_images, DATA.test_labels, normalise, batch_size=15)
+    here = evaluate(net.to(device), DATA.test_images, DATA.test_labels, normalise, batch_size=15)
+    assert here == pytest.approx(right, rel=1e-4)
+
+
+def test_a_run_stopped_and_resumed_is_the_run_that_was_not_and_moves_to_the_cpu(device, tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    config = Config.of("fast", **SMALL, device=device)
+    rows = fit(config, whole, dataset=DATA)
+
+    def stop(run):
+        if run.at.step == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, half, dataset=DATA, watch=stop)
+    shutil.copytree(half, tmp_path / "on the CPU")
+    resumed = fit(read_config(half), half, resume=True, dataset=DATA)
+    there = fit(read_config(half, device="cpu"), tmp_path / "on the CPU", resume=True, dataset=DATA)
+    for other in (resumed, there):
+        assert [row["step"] for row in other] == [row["step"] for row in rows] == [10, 20]
+        for name in ("lr", "train_loss", "test_loss"):
+            assert other[-1][name] == pytest.approx(rows[-1][name], rel=1e-3)
+    net, normalise, _ = load_run(whole)  # weights lie on no device
+    loss, accuracy = evaluate(net, DATA.test_images, DATA.test_labels, normalise)
+    assert loss == pytest.approx(rows[-1]["test_loss"], rel=1e-3)
+    assert accuracy == pytest.approx(rows[-1]["test_acc"], abs=0.03)
