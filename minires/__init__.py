@@ -6,12 +6,13 @@
     loss.backward()
 
 Read the source in this order: backend, tensor, gradcheck, functional, conv, norm, nn, resnet, optim, summary; then
-data, checkpoint and train.
+data, checkpoint, run and train.
 """
 
 from importlib import import_module
 from typing import Any
 
+from minires import strict as strict
 from minires.backend import set_threads, threads
 from minires.conv import avg_pool2d, conv2d, global_avg_pool, max_pool2d
 from minires.functional import cross_entropy, dropout, linear, log_softmax, relu

@@ -25,12 +25,14 @@ costs the host about 7 microseconds before the GPU sees it, however few numbers 
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial, reduce, wraps
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -96,13 +98,45 @@ def to_host(x: Array) -> np.ndarray:
     return _backend_of(x).to_host(x)
 
 
+def fuse(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make one GPU kernel, called `name`, of a function that is a chain of ufuncs; with NumPy it stays as it is.
+
+        @fuse("scale_and_shift")
+        def scale_and_shift(xp, x, scale, shift, out):
+            xp.multiply(x, scale, out=out)
+            out += shift
+
+        scale_and_shift(x, scale, shift, out)          # xp, the library of x, is put in front
+
+    CuPy calls the function once, with stand-ins for its arguments, and writes down what it does to them. So it may use
+    operators and ufuncs, and ask whether an argument is None; but no shape, index, reduction, or value of a number.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        kernels: dict[Any, Callable[..., Any]] = {}  # one for each library
+
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            xp = array_module(arguments[0])
+            if xp is np:
+                return function(np, *arguments)
+            if xp not in kernels:
+                kernels[xp] = xp.fuse(kernel_name=name)(partial(function, xp))
+            return kernels[xp](*arguments)
+
+        return call
+
+    return decorate
+
+
 def _register_cupy() -> None:
     status = gpu_status()
     if status.state != "ready":
         raise RuntimeError(f"device 'gpu': {status.sentence}")
     import cupy
 
-    register(Backend("gpu", cupy, cupy.ndarray, cupy.asarray, cupy.asnumpy))
+    # blocking: the host's array may be written into again as soon as this returns
+    register(Backend("gpu", cupy, cupy.ndarray, partial(cupy.asarray, blocking=True), cupy.asnumpy))
 
 
 # ---- is there a GPU? ------------------------------------------------------------------------------------------------
@@ -304,7 +338,7 @@ def split(n: int, item_bytes: int) -> list[slice]:
 
 def sum_in_order(parts: dict[int, Array]) -> Array:
     """The sum over all chunks of what lanes filed under each slice's start, from first to last."""
-    return sum(parts[start] for start in sorted(parts))
+    return reduce(operator.add, (parts[start] for start in sorted(parts)))
 
 
 def add(a: Array, b: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -42,6 +43,15 @@ def option(help: str) -> typer.models.OptionInfo:
     return typer.Option(help=help, show_default=False)
 
 
+def usable(device: str | None) -> str | None:
+    """A device that can't be used is told before anything starts."""
+    from minires.backend import to_device
+
+    if device:
+        to_device(0, device)
+    return device
+
+
 def given(**options: Any) -> dict[str, Any]:
     """The options that the user wrote."""
     return {name: value for name, value in options.items() if value is not None}
@@ -50,7 +60,8 @@ def given(**options: Any) -> dict[str, Any]:
 NAMES = {"test": "test", "val": "validation"}
 MODEL = "plainN or resnetN with N = 6n + 2 layers, bottleneckN with N = 9n + 2, or an ImageNet net such as resnet50."
 DataDir = Annotated[Path | None, option("Where CIFAR-10 lies, unpacked or not. [MINIRES_DATA, else data/]")]
-Device = Annotated[str | None, option("cpu or gpu. [cpu]")]
+DEVICES = "cpu, gpu, or strict: a pretend GPU. [cpu]"
+Device = Annotated[str | None, typer.Option(help=DEVICES, show_default=False, callback=usable)]
 Threads = Annotated[int | None, option("CPU threads. [one a core]")]
 
 
@@ -133,6 +144,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures, PNG or JPEG.")],
     plot: Annotated[Path | None, option("Draw images and probabilities into this file.")] = None,
+    device: Device = None,
 ) -> None:
     """The five most probable classes of each picture."""
     from minires import predict
@@ -140,7 +152,7 @@ def predict(
     if plot and plot.resolve() in [path.resolve() for path in images]:
         raise ValueError(f"--plot would write over the picture {plot}; name another file")
     seen = [predict.read_image(path) for path in images]
-    found = predict.predict(run, seen)
+    found = predict.predict(run, seen, device=device or "cpu")
     for path, classes in zip(images, found, strict=True):
         print(path, *(f"  {name:12} {p:6.1%}" for name, p in classes), sep="\n")
     if plot:
@@ -219,3 +231,75 @@ def bench(
 
     build(model)  # an unknown name is told before anything starts
     print(report(model, threads or backend.threads(), rounds))
+
+
+@app.command()
+def doctor(
+    gpu_selftest: Annotated[
+        bool, typer.Option("--gpu-selftest", help="Compare the GPU with NumPy, and time it; about a minute.")
+    ] = False,
+) -> None:
+    """What this machine has: processor, threads, memory, data sets, GPU."""
+    from minires.doctor import report, selftest
+
+    if not gpu_selftest:
+        print(report())
+        return
+    passed, text = selftest()
+    print(text)
+    if not passed:
+        sys.exit(1)
+
+
+@app.command()
+def check(
+    what: Annotated[list[str] | None, typer.Argument(help="An exercise, as 4.2; none for a table of all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Grade files and folders that were handed in.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="With --all: a line for each exercise, as CSV.")] = False,
+    seconds: Annotated[float, typer.Option(help="With --all: time limit for each file.")] = 60,
+) -> None:
+    """Is your answer to an exercise right? With --all, grade the answers of a class."""
+    from minires import exercises, grading
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a report quotes answers, in whatever alphabet
+    if every:
+        grades = grading.grade_all(map(Path, what or []), seconds)
+        print(grading.as_csv(grades) if as_csv else grading.as_table(grades), end="")
+    elif as_csv or len(what or []) > 1:
+        raise ValueError("check: wanted one exercise, or --all with files and folders; --csv goes with --all")
+    elif what:
+        found = exercises.report(what[0])
+        print(found.text)
+        sys.exit(0 if found.status == "solved" else 1)
+    else:
+        print(exercises.overview())
+
+
+@app.command()
+def hint(
+    exercise: Annotated[str, typer.Argument(help="Its number, as 4.2.")],
+    stage: Annotated[int, typer.Option(help="1 tells an idea, the last nearly the code.")] = 1,
+) -> None:
+    """A hint for an exercise."""
+    from minires import exercises
+
+    exercises.hint(exercise, stage)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="An experiment, or all.")] = "all",
+    budget: Annotated[float | None, option("Stop, with a checkpoint, after so many hours. [no limit]")] = None,
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    tables: Annotated[bool, typer.Option("--tables", help="Only make tables and figures anew.")] = False,
+) -> None:
+    """Run the paper's experiments on CIFAR-10 or go on with them, then make their tables and figures anew."""
+    from minires.experiments import reproduce
+
+    if not tables and not reproduce(name, out, data_dir, float("inf") if budget is None else budget):
+        print(f"the budget of {budget:g} hours is spent; the same command goes on")
+    from minires.tables import rebuild
+
+    print("made anew:", *rebuild(out))

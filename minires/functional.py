@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minires.backend import Array, array_module, device_of, in_lanes, to_device, to_host
+from minires.backend import Array, array_module, device_of, in_lanes, to_device
 from minires.tensor import Gradients, Tensor
 
 
@@ -24,8 +24,8 @@ def add_relu(x: Tensor, shortcut: Tensor) -> Tensor:
         dx = g        dshortcut = g
     The shortcut's part reaches the layers below without meeting a single weight on the way.
     """
-    if x.shape != shortcut.shape:
-        raise ValueError(f"add_relu: x has shape {x.shape}, shortcut {shortcut.shape}; they must be equal")
+    if x.shape != shortcut.shape or x.ndim == 0:
+        raise ValueError(f"add_relu: x has shape {x.shape}, shortcut {shortcut.shape}; wanted (N, ...), both the same")
     if x.dtype != shortcut.dtype:
         raise TypeError(f"add_relu: x is {x.dtype}, shortcut {shortcut.dtype}; convert one of them")
     xp, a, b = array_module(x.data), x.data, shortcut.data
@@ -56,6 +56,8 @@ def log_softmax(x: Tensor) -> Tensor:
 
     The largest x is taken away first: it changes nothing in exact numbers, and e^x can't overflow.
     """
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"log_softmax: x has shape {x.shape}, wanted (..., K) with K at least 1")
     xp = array_module(x.data)
     shifted = x.data - x.data.max(axis=-1, keepdims=True)
     out = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
@@ -69,29 +71,34 @@ def log_softmax(x: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Array, smoothing: float = 0.0) -> Tensor:
     """Mean over the batch of  -sum_k t_k ln softmax(logits)_k.
 
-    logits: (N, K); labels: (N,) integers in 0..K-1. The target t puts 1 - smoothing on the label and spreads
-    `smoothing` evenly over all K classes (Szegedy et al. 2016, section 7).
+    logits: (N, K); labels: (N,) integers in 0..K-1, see `check_labels`. The target t puts 1 - smoothing on the label
+    and spreads `smoothing` evenly over all K classes (Szegedy et al. 2016, section 7).
     """
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"cross_entropy: logits have shape {logits.shape}, wanted (N, K) with N and K at least 1")
     if not 0 <= smoothing < 1:
         raise ValueError(f"cross_entropy: smoothing must be in 0 <= smoothing < 1, got {smoothing}")
-    n, k = logits.shape
-    targets = one_hot(labels, k) * (1 - smoothing) + smoothing / k  # (N, K), on the host
-    if len(targets) != n:
-        raise ValueError(f"cross_entropy: {n} rows of logits, but {len(targets)} labels")
-    targets = to_device(targets.astype(logits.dtype), device_of(logits.data))
+    (n, k), xp = logits.shape, array_module(logits.data)
+    labels = to_device(check_labels(labels, k), device_of(logits.data))
+    if len(labels) != n:
+        raise ValueError(f"cross_entropy: {n} rows of logits, but {len(labels)} labels")
+    targets = (labels[:, None] == xp.arange(k)).astype(logits.dtype)  # (N, K), a single 1 in each row
+    if smoothing:
+        targets = targets * (1 - smoothing) + smoothing / k
     return (log_softmax(logits) * Tensor(targets)).sum() * (-1 / n)
 
 
-def one_hot(labels: Array, classes: int) -> np.ndarray:
-    """Integer labels (N,) as rows (N, classes) with a single 1; labels outside 0..classes-1 raise ValueError."""
-    labels = to_host(labels) if hasattr(labels, "dtype") else np.asarray(labels)
+def check_labels(labels: Array, classes: int) -> Array:
+    """The labels, if they are integers (N,) in 0..classes-1; else ValueError.
+
+    Labels on a GPU are not looked at, which would wait for it: check them before they go there.
+    """
+    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels: wanted integers of shape (N,), got {labels.dtype} of shape {labels.shape}")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if device_of(labels) == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"labels: wanted 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
-    return (labels[:, None] == np.arange(classes)).astype(np.float64)
+    return labels
 
 
 def dropout(x: Tensor, p: float, rng: np.random.Generator) -> Tensor:
@@ -106,6 +113,8 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x w + bias. x: (N, C); w: (C, F); bias: (F,) or None; y: (N, F)."""
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
         raise ValueError(f"linear: wanted x (N, C) and w (C, F), got x {x.shape} and w {w.shape}")
+    if bias is not None and bias.shape != w.shape[1:]:
+        raise ValueError(f"linear: bias has shape {bias.shape}, wanted {w.shape[1:]} (w is {w.shape})")
     y = x @ w
     return y if bias is None else y + bias
 
@@ -116,6 +125,8 @@ def subsample_and_pad(x: Tensor, stride: int, channels: int) -> Tensor:
     x: (N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), channels). No parameters (He et al. 2016, section 3.3).
     Backward: the gradient of what was kept goes back to where it stood; the pixels left out get 0.
     """
+    if x.ndim != 4 or stride < 1:
+        raise ValueError(f"subsample_and_pad: wanted x (N, H, W, C) and a stride from 1 on, got {x.shape} and {stride}")
     extra = channels - x.shape[-1]
     if extra < 0:
         raise ValueError(f"subsample_and_pad: x has {x.shape[-1]} channels already, wanted at most {channels}")

@@ -171,9 +171,13 @@ def diagnose(got: Array | None, wanted: Array, upstream: Array | None = None, *,
         return "all zero"
     if upstream is not None and same(got, upstream):
         return "the upstream gradient came through unchanged"
+    if upstream is not None and upstream.shape == got.shape and same(got * upstream, wanted):
+        return "the upstream gradient is missing as a factor"
     if upstream is not None and same(wanted - got, upstream):
         return "the upstream gradient is missing from the sum: was a shortcut's share overwritten?"
     ratio = (got * wanted).sum() / max((wanted * wanted).sum(), 1e-300)
+    if wanted.size == 1 and not _simple(ratio):  # of single numbers, any two have a ratio
+        return _nearly(got, wanted) or "another number"
     if same(got, ratio * wanted):
         return f"constant ratio {ratio:.6g}: every entry is {ratio:.6g} times what it should be"
     for some in (axes_ for k in axes for axes_ in combinations(axes, k + 1)):
@@ -183,22 +187,44 @@ def diagnose(got: Array | None, wanted: Array, upstream: Array | None = None, *,
             kept = slice(max(step, 0), min(step, 0) or None)  # all but what np.roll carries round
             inside = tuple(kept if i in some else slice(None) for i in axes)
             moved = np.roll(wanted, step, some)[inside]
-            if moved.any() and same(got[inside], moved):
+            if moved.size > 2 and moved.any() and same(got[inside], moved):
                 return f"shifted by {step} along axes {some}"
     channel_mean = (got - wanted).mean(axis=tuple(axes[:-1]), keepdims=True)
     if wanted.ndim > 1 and same(got - channel_mean, wanted):
         return "off by one constant per channel (last axis): is a term with the mean missing?"
 
+    if same(np.sort(got, axis=None), np.sort(wanted, axis=None)):
+        return "the right numbers in another order"
     wrong = ~np.isclose(got, wanted, rtol=rtol, atol=atol)
+    share = wrong.reshape(len(wrong), -1).mean(axis=1) if wrong.ndim > 1 else np.zeros(1)  # wrong ones of each image
+    if len(share) > 1 and share[0] == 0 and share[1:].min() >= 0.5:
+        return "right for the first entry of axis 0, wrong after it"
     spatial = axes[1:-1] if wanted.ndim > 2 else axes  # H and W of (N, H, W, C)
     inside = tuple(slice(1, -1) if i in spatial else slice(None) for i in axes)
-    if wrong[inside].size and not wrong[inside].any():
+    if wanted.ndim > 1 and wrong[inside].size and not wrong[inside].any():
         return "only the borders are wrong"
     if not got[wrong].any():
         return "zero where it should not be, right elsewhere"
     if not wanted[wrong].any():
         return "not zero where it should be, right elsewhere"
-    return "it follows no pattern that is known here"
+    squares = (wanted * wanted).sum(axis=tuple(axes[:-1]))
+    factor = (got * wanted).sum(axis=tuple(axes[:-1])) / np.maximum(squares, 1e-300)  # of each channel
+    if wanted.ndim > 1 and len(wanted) > 1 and same(got, factor * wanted):
+        return "one factor too much or missing per channel (last axis)"
+    return _nearly(got, wanted) or "it follows no pattern that is known here"
+
+
+def _simple(ratio: float) -> bool:
+    """Whether a ratio is k or 1/k for a whole number k, not 1: a forgotten count, a mean for a sum, a sign."""
+    k = max(abs(ratio), 1 / abs(ratio)) if ratio else 0.0
+    return k < 1000 and abs(k - round(k)) < 1e-4 * k and (round(k) > 1 or ratio < 0)
+
+
+def _nearly(got: np.ndarray, wanted: np.ndarray) -> str:
+    """Words for a result that a rough comparison would pass."""
+    if not np.allclose(got, wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max()):
+        return ""
+    return f"nearly right: off by {np.abs(got - wanted).max() / np.abs(wanted).max():.1g} of the largest entry, or less"
 
 
 def _worst(got: Array, wanted: np.ndarray, rtol: float, atol: float) -> str:

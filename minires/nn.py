@@ -6,6 +6,7 @@ and other modules. The names of the attributes, joined by dots, name every param
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,8 +53,8 @@ class Module:
         return self._attributes(Tensor)
 
     def parameters(self) -> list[Tensor]:
-        """Every learned tensor."""
-        return [p for _, p in self.named_parameters()]
+        """Every learned tensor, each once, also where two modules share it."""
+        return list({id(p): p for _, p in self.named_parameters()}.values())
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
         """Every array that is kept but not learned, with its dotted name."""
@@ -229,11 +230,12 @@ class Flatten(Module):
     """(N, ...) -> (N, the rest)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), -1)
+        return x.reshape(len(x), math.prod(x.shape[1:]))  # not -1: a batch may be empty
 
 
 class Dropout(Module):
-    """Dropout with probability p while training. Each call draws from a generator keyed by (seed, call number)."""
+    """Dropout with probability p while training. Each call draws from a generator keyed by (seed, call number); two
+    layers of a net want two seeds."""
 
     def __init__(self, p: float, seed: int = 0):
         self.p, self.seed, self.calls = p, seed, 0

@@ -12,8 +12,9 @@ https://arxiv.org/abs/1607.06450.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from minires.backend import Array, array_module, in_lanes, sum_in_order
+from minires.backend import Array, array_module, fuse, in_lanes, sum_in_order
 from minires.tensor import Gradients, Tensor
 
 
@@ -60,7 +61,7 @@ def batch_norm(
     The last two terms are there because mean and var depend on x too; in evaluation they are not.
     """
     _check_norm("batch_norm", x, gamma, beta)
-    c, m = x.shape[-1], x.size // max(1, x.shape[-1])
+    c, m = x.shape[-1], max(1, x.size // x.shape[-1])  # 1 for an empty batch, so that nothing divides by 0
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         if running.shape != (c,):
             raise ValueError(f"batch_norm: {name} has shape {running.shape}, wanted ({c},) for x {x.shape}")
@@ -70,22 +71,18 @@ def batch_norm(
             raise ValueError(f"batch_norm: training needs at least 2 numbers a channel, x is {x.shape}; "
                              "use a larger batch, or net.eval()")  # fmt: skip
         mean, var = _moments(x_data)
-        running_mean += momentum * (mean - running_mean)
-        running_var += momentum * (var * (m / (m - 1)) - running_var)
+        _move(running_mean, running_var, mean, var, momentum, m / (m - 1))
     else:
         mean, var = running_mean.copy(), running_var.copy()
-    s = 1 / xp.sqrt(var + eps)  # (C,)
-    scale, shift = _tile(gamma.data * s, x), _tile(beta.data - mean * gamma.data * s, x)
-    zero = xp.zeros_like(scale)  # NumPy takes the maximum with a row much faster than with a single number
+    s, scale, shift = _constants(gamma.data, beta.data, mean, var, eps)
+    scale, shift = _tile(scale, x), _tile(shift, x)
+    zero = xp.zeros_like(scale) if relu else None  # NumPy compares with a row much faster than with a single number
     out_data = xp.empty(x.shape, x.dtype)
     rows, out = _rows(x_data), _rows(out_data)
 
     def forward(chunks: Iterator[slice]) -> None:
         for i in chunks:
-            y = xp.multiply(rows[i], scale, out=out[i])
-            y += shift
-            if relu:
-                xp.maximum(y, zero, out=y)
+            _scale_and_shift(rows[i], scale, shift, zero, out[i])
 
     in_lanes(forward, rows, 2 * rows[:1].nbytes)
 
@@ -97,29 +94,83 @@ def batch_norm(
 
         def sums(chunks: Iterator[slice]) -> None:
             for i in chunks:
-                xp.multiply(grad[i], out[i] > 0 if relu else 1, out=g[i])
+                _through_relu(grad[i], out[i] if relu else None, g[i])
                 parts[i.start] = xp.stack([_column_sums(g[i]), _column_sums_of_product(g[i], rows[i])])
 
         in_lanes(sums, rows, 2 * rows[:1].nbytes)
         dbeta, gx = _per_channel(sum_in_order(parts), c)
-        dgamma = (gx - mean * dbeta) * s
-        if training:  # dx = scale g + a x + b: the terms of the formula, gathered by what they multiply
-            a = -gamma.data * s * s * dgamma / m
-            b = _tile(-gamma.data * s * dbeta / m - a * mean, x)
-            a = _tile(a, x)
+        dgamma, a, b = _gradient_constants(gx, dbeta, gamma.data, mean, s, m)
+        a, b = (_tile(a, x), _tile(b, x)) if training else (None, None)
 
         def input_gradient(chunks: Iterator[slice]) -> None:
             for i in chunks:
-                dx_i = g[i]
-                dx_i *= scale
-                if training:
-                    dx_i += rows[i] * a
-                    dx_i += b
+                _input_gradient(rows[i], scale, a, b, g[i])
 
         in_lanes(input_gradient, rows, 2 * rows[:1].nbytes)
         return dx, dgamma, dbeta
 
     return Tensor.from_op(out_data, (x, gamma, beta), backward, "batch_norm")
+
+
+# The formulas of batch norm, on arrays: each is one kernel on a GPU.
+
+
+@fuse("batch_norm_moments")
+def _mean_and_variance(xp: Any, k: Array, first: Array, second: Array, m: int) -> tuple[Array, Array]:
+    """Both from k and the sums of x - k and of its square, see `_moments`."""
+    first, second = first / m, second / m
+    return k + first, xp.maximum(second - first * first, 0)
+
+
+@fuse("batch_norm_running")
+def _move(xp: Any, running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, unbiased: float
+          ) -> None:  # fmt: skip
+    """The running statistics move towards the batch's, in place."""
+    running_mean += momentum * (mean - running_mean)
+    running_var += momentum * (var * unbiased - running_var)
+
+
+@fuse("batch_norm_constants")
+def _constants(xp: Any, gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array, Array]:
+    """s, and scale and shift, which make y = scale x + shift. All are (C,)."""
+    s = 1 / xp.sqrt(var + eps)
+    return s, gamma * s, beta - mean * gamma * s
+
+
+@fuse("batch_norm")
+def _scale_and_shift(xp: Any, x: Array, scale: Array, shift: Array, least: Array | None, out: Array) -> None:
+    """out = scale x + shift, and nowhere below `least`."""
+    xp.multiply(x, scale, out=out)
+    out += shift
+    if least is not None:
+        xp.maximum(out, least, out=out)
+
+
+@fuse("batch_norm_relu_gradient")
+def _through_relu(xp: Any, grad: Array, y: Array | None, out: Array) -> None:
+    """out = the gradient where y > 0, else 0; all of the gradient where no ReLU gave y."""
+    xp.multiply(grad, 1 if y is None else y > 0, out=out)
+
+
+@fuse("batch_norm_gradient_constants")
+def _gradient_constants(xp: Any, gx: Array, dbeta: Array, gamma: Array, mean: Array, s: Array, m: int
+                        ) -> tuple[Array, Array, Array]:  # fmt: skip
+    """dgamma, and a and b, which make dx = scale g + a x + b: the formula's terms, gathered by what they multiply.
+
+    gx: the sums of g x. All are (C,).
+    """
+    dgamma = (gx - mean * dbeta) * s
+    a = -gamma * s * s * dgamma / m
+    return dgamma, a, -gamma * s * dbeta / m - a * mean
+
+
+@fuse("batch_norm_input_gradient")
+def _input_gradient(xp: Any, x: Array, scale: Array, a: Array | None, b: Array | None, g: Array) -> None:
+    """g becomes dx."""
+    g *= scale
+    if a is not None:
+        g += x * a
+        g += b
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
@@ -162,8 +213,8 @@ def _moments(x: Array) -> tuple[Array, Array]:
             parts[i.start] = xp.stack([_column_sums(shifted), _column_sums_of_product(shifted, shifted)])
 
     in_lanes(lane, rows, 2 * rows[:1].nbytes)
-    first, second = _per_channel(sum_in_order(parts), c) / (x.size // c)
-    return k + first, xp.maximum(second - first * first, 0)
+    first, second = _per_channel(sum_in_order(parts), c)
+    return _mean_and_variance(k, first, second, x.size // c)
 
 
 # Channels are few and rows are many, so loops over (N*H*W, C) would be all overhead. Seen as (N*H, W*C), the same

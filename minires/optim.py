@@ -10,11 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from minires.backend import Array, array_module
+from minires.backend import Array, array_module, fuse
 from minires.tensor import Tensor
 
 Schedule = Callable[[int], float]  # step, counted from 0 -> learning rate
+
+
+@fuse("sgd")
+def sgd(xp: Any, p: Array, v: Array, g: Array, lr: float, momentum: float, decay: float | None,
+        nesterov: bool | None) -> None:  # fmt: skip
+    """The step at the top of this file: changes a parameter p and its velocity v in place. None: without it."""
+    if decay is not None:
+        g = g + decay * p
+    v *= momentum
+    v += g
+    p -= lr * (v if nesterov is None else g + momentum * v)
 
 
 class SGD:
@@ -29,6 +41,8 @@ class SGD:
         self.params = list(params)
         if not self.params:
             raise ValueError("SGD: params is empty; pass net.parameters()")
+        if len({id(p) for p in self.params}) < len(self.params):
+            raise ValueError("SGD: params holds a tensor twice, which would take two steps at once")
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"SGD: {name} must be a number from 0 on, got {value}")
@@ -45,12 +59,8 @@ class SGD:
         for p, v in zip(self.params, self.velocity, strict=True):
             if p.grad is None:
                 continue
-            g = p.grad
-            if self.weight_decay and (self.decay_vectors or p.ndim > 1):
-                g = g + self.weight_decay * p.data
-            v *= self.momentum
-            v += g
-            p.data -= self.lr * (g + self.momentum * v if self.nesterov else v)
+            decay = self.weight_decay if self.decay_vectors or p.ndim > 1 else 0
+            sgd(p.data, v, p.grad, float(self.lr), float(self.momentum), float(decay) or None, self.nesterov or None)
 
     def zero_grad(self) -> None:
         """Forget the gradients, so that the next backward pass starts from nothing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from itertools import groupby, pairwise
 from math import ceil, nan, sqrt
@@ -17,15 +17,18 @@ from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Polygon, Rectangle
 from matplotlib.path import Path
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 
 from minires.backend import to_host
+from minires.conv import output_size, patches
 from minires.data import Dataset
 from minires.nn import Conv2d, Linear, Module
 from minires.resnet import SubsampleAndPad
@@ -41,6 +44,7 @@ SHORTCUTS: dict[str, Any] = {"identity": "-", "option A": "--", "projection": "-
 MOST_TENSORS = 60  # of a graph that can still be read
 MOST_IMAGES = 40  # of a net's answers, one below the other
 MOST_ROWS = 60  # layers of a drawing in which every block is drawn
+HALF_BOX = 0.42  # of a tensor in a graph, inches
 
 Point = tuple[float, float]
 
@@ -62,6 +66,15 @@ def _saved(figure: Picture, path: str | FilePath | None) -> Picture:
     if path is not None:
         figure.savefig(path)
     return figure
+
+
+def notebook_style() -> None:
+    """Give a chapter's own pyplot plots the colours, size and sharpness of the pictures here."""
+    rcParams.update({
+        "axes.prop_cycle": cycler(color=COLOURS), "axes.spines.right": False, "axes.spines.top": False,
+        "figure.constrained_layout.use": True, "figure.dpi": 100, "figure.figsize": (6.4, 3.4), "grid.alpha": 0.3,
+        "legend.frameon": False,
+    })  # fmt: skip
 
 
 # ---- training curves
@@ -139,6 +152,73 @@ def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
     return [nan if row.get(key) is None else float(row[key]) for row in rows]
 
 
+# ---- experiments
+
+
+def errors(panels: Mapping[str, Sequence[str | FilePath]], path: str | FilePath | None = None) -> Figure:
+    """Error over the epochs, panels of run folders beside each other on one scale, as in the paper's Figure 6:
+    dashed in training, solid in testing. Raises what `read_metrics` raises."""
+    figure = _picture(4 * len(panels), 3.8)
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, runs) in zip(row, panels.items(), strict=True):
+        for i, run in enumerate(runs):
+            rows = read_metrics(run)
+            look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)],
+                                    "markersize": 4, "markevery": max(1, len(rows) // 12)}  # fmt: skip
+            for part, line in (("train", TRAINING), ("test", TESTING)):
+                values = [100 * (1 - value) for value in _column(rows, f"{part}_acc")]
+                label = FilePath(run).name if part == "test" else None
+                axes.plot([r["epoch"] for r in rows], values, label=label, **look, **line)
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    row[0].set_ylabel("error (%)")
+    row[0].set_ylim(bottom=0)
+    handles = [Line2D([], [], color=INK, label=name, **line)
+               for name, line in (("training", TRAINING), ("test", TESTING))]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=2)
+    return _saved(figure, path)
+
+
+def lines(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, ylabel: str,
+          path: str | FilePath | None = None, log: bool = False) -> Figure:  # fmt: skip
+    """Panels by title, lines (x, y) by name in each, on one scale; a name looks the same in every panel."""
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    figure = _picture(max(6.4, 4 * len(panels)), 3.8)
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, panel) in zip(row, panels.items(), strict=True):
+        for name, (x, y) in panel.items():
+            i = names.index(name)
+            axes.plot(x, y, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4,
+                      markevery=max(1, len(x) // 12), linewidth=1.4, label=name)  # fmt: skip
+        axes.set_title(title)
+        axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+    row[0].set_ylabel(ylabel)
+    row[0].set_yscale("log" if log else "linear")
+    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=name)
+               for i, name in enumerate(names)]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=4 if len(names) == 4 else 3)
+    return _saved(figure, path)
+
+
+def spread(groups: Mapping[str, Sequence[float]], ylabel: str, path: str | FilePath | None = None) -> Figure:
+    """The numbers of each group as points, a line at their mean."""
+    figure = _picture(1.6 + 1.2 * len(groups), 3.4)
+    axes = figure.add_subplot()
+    for i, values in enumerate(groups.values()):
+        axes.plot([i] * len(values), values, MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], markersize=7)
+        axes.plot([i - 0.25, i + 0.25], 2 * [np.mean(values)], color=INK, linewidth=1.5)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.set_ylabel(ylabel)
+    axes.grid(axis="y", alpha=0.3)
+    return _saved(figure, path)
+
+
 # ---- data
 
 
@@ -199,7 +279,7 @@ def prediction(images: Sequence[np.ndarray], names: Sequence[str],
 
 def _canvas(left: float, right: float, bottom: float, top: float, inches: float) -> tuple[Picture, Axes]:
     """Empty axes over these coordinates, drawn at so many inches a unit."""
-    figure = Picture(figsize=(inches * (right - left), inches * (top - bottom)), dpi=120)
+    figure = Picture(figsize=(inches * (right - left), inches * (top - bottom)), dpi=120, layout="none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
     axes.set_axis_off()
     return figure, axes
@@ -236,47 +316,92 @@ def graph(tensor: Tensor, path: str | FilePath | None = None,
 
     Draw before `backward()`, which uses the graph up. Raises ValueError for more than 60 tensors.
     """
-    tensors = _with_inputs(tensor)
-    if len(tensors) > MOST_TENSORS:
-        raise ValueError(f"graph: this graph has {len(tensors)} tensors, a picture can show {MOST_TENSORS}; "
+    called = {id(t): name for name, t in (names or {}).items()}
+
+    def draw(axes: Axes, t: Tensor, x: float, y: float) -> None:
+        made = t.node.name if t.node else ""
+        lines = filter(None, [called.get(id(t)), made, _value(t)])
+        _box(axes, x, y, 2 * HALF_BOX, 0.52, "\n".join(lines),
+             COLOURS[4] if made else COLOURS[5] if t.requires_grad else "#ffffff",
+             linestyle="-" if t.requires_grad else "--", gid="operation" if made else "leaf")  # fmt: skip
+
+    return _saved(_draw_graph(tensor, _parents, draw, row=0.66), path)
+
+
+def values(root: Any, path: str | FilePath | None = None, names: Mapping[str, Any] | None = None,
+           order: Sequence[Any] = ()) -> Figure:  # fmt: skip
+    """How chapter 1's scalar `root` was computed, from left to right: in each box the name where `names` has
+    one, the operation, the number and, where it is not 0, the gradient.
+
+    A value has `data`, `grad`, `parents` and `name`, its operation. Those in `order` get their place in it,
+    counted from 1. Raises ValueError for more than 60 values.
+    """
+    called = {id(v): name for name, v in (names or {}).items()}
+    places = {id(v): str(i) for i, v in enumerate(order, start=1)}
+
+    def draw(axes: Axes, v: Any, x: float, y: float) -> None:
+        title = ": ".join(filter(None, [called.get(id(v)), v.name]))
+        colour = COLOURS[4] if v.parents else COLOURS[5]
+        _box(axes, x, y, 2 * HALF_BOX, 0.62, "", colour, gid="operation" if v.parents else "leaf")
+        lines = [title, f"{v.data:.4g}"] + ([f"grad {v.grad:.4g}"] if v.grad else [])
+        for k, line in enumerate(lines):
+            ink = COLOURS[0] if line.startswith("grad ") else INK
+            axes.text(x, y + 0.17 * ((len(lines) - 1) / 2 - k), line, ha="center", va="center", fontsize=8,
+                      color=ink, weight="bold" if ink != INK else "normal")  # fmt: skip
+        if id(v) in places:
+            axes.text(x - HALF_BOX + 0.02, y + 0.3, places[id(v)], ha="center", va="center", fontsize=7, color="white",
+                      zorder=3, bbox={"boxstyle": "circle,pad=0.25", "facecolor": INK, "edgecolor": INK})  # fmt: skip
+
+    return _saved(_draw_graph(root, lambda v: v.parents, draw, row=0.85), path)
+
+
+def _draw_graph(root: Any, parents: Callable[[Any], Sequence[Any]],
+                draw: Callable[[Axes, Any, float, float], None], row: float) -> Picture:  # fmt: skip
+    """`draw` puts a box around (x, y) for `root` and all it was computed from; here they get places and arrows.
+
+    row: inches from box to box in a column.
+    """
+    found = _with_inputs(root, parents)
+    if len(found) > MOST_TENSORS:
+        raise ValueError(f"graph: this graph has {len(found)} tensors, a picture can show {MOST_TENSORS}; "
                          "draw a smaller expression")  # fmt: skip
-    columns, wires = _columns(tensors)
-    pitch, row, half = 1.25, 0.66, 0.42  # inches from column to column and row to row, half a box
+    columns, wires = _columns(found, parents)
+    pitch, half = 1.25, HALF_BOX  # inches from column to column
     place = {item: (pitch * i, row * ((len(column) - 1) / 2 - j))
              for i, column in enumerate(columns) for j, item in enumerate(column)}  # fmt: skip
     y_end = row * max(map(len, columns)) / 2 + 0.05
     figure, axes = _canvas(-half - 0.1, pitch * (len(columns) - 1) + half + 0.1, -y_end, y_end, inches=1)
-    called = {id(t): name for name, t in (names or {}).items()}
-    for t in tensors:
-        made = t.node.name if t.node else ""
-        lines = filter(None, [called.get(id(t)), made, _value(t)])
-        _box(axes, *place[id(t)], 2 * half, 0.52, "\n".join(lines),
-             COLOURS[4] if made else COLOURS[5] if t.requires_grad else "#ffffff",
-             linestyle="-" if t.requires_grad else "--", gid="operation" if made else "leaf")  # fmt: skip
+    for t in found:
+        draw(axes, t, *place[id(t)])
     for item in place:
         arriving = sorted((wire for wire in wires if wire[-1] == item), key=lambda wire: -place[wire[-2]][1])
         for k, wire in enumerate(arriving):
             sides = [(x + side, y) for x, y in (place[i] for i in wire) for side in (-half, half)]
             (x, y), shift = sides[-2], 0.14 * ((len(arriving) - 1) / 2 - k)
             _arrow(axes, *_smooth([*sides[1:-2], (x, y + shift)]), gid="edge")
-    return _saved(figure, path)
+    return figure
 
 
-def _with_inputs(tensor: Tensor) -> list[Tensor]:
-    """`tensor` and all that it was computed from, each once."""
-    found, stack = {id(tensor): tensor}, [tensor]
+def _parents(t: Tensor) -> Sequence[Tensor]:
+    """What a tensor was computed from."""
+    if t.node is FREED:
+        raise ValueError("graph: backward() has used this graph up; draw it before, or compute it again")
+    return t.node.parents if t.node else ()
+
+
+def _with_inputs(root: Any, parents: Callable[[Any], Sequence[Any]]) -> list[Any]:
+    """`root` and all that it was computed from, each once."""
+    found, stack = {id(root): root}, [root]
     while stack:
-        node = stack.pop().node
-        if node is FREED:
-            raise ValueError("graph: backward() has used this graph up; draw it before, or compute it again")
-        for parent in node.parents if node else ():
+        for parent in parents(stack.pop()):
             if id(parent) not in found:
                 found[id(parent)] = parent
                 stack.append(parent)
     return list(found.values())
 
 
-def _columns(tensors: list[Tensor]) -> tuple[list[list[Any]], list[list[Any]]]:
+def _columns(tensors: list[Any], parents: Callable[[Any], Sequence[Any]]
+             ) -> tuple[list[list[Any]], list[list[Any]]]:  # fmt: skip
     """Where boxes stand and arrows run: columns of items, and for each arrow the items it meets.
 
     An item is a tensor's id, or (arrow, column) where an arrow passes a column. A tensor's column is
@@ -285,16 +410,16 @@ def _columns(tensors: list[Tensor]) -> tuple[list[list[Any]], list[list[Any]]]:
     """
     level: dict[int, int] = {}
 
-    def measure(t: Tensor) -> int:
+    def measure(t: Any) -> int:
         if id(t) not in level:
-            level[id(t)] = 1 + max(map(measure, t.node.parents)) if t.node else 0
+            level[id(t)] = 1 + max(map(measure, parents(t)), default=-1)
         return level[id(t)]
 
-    edges = [(parent, t) for t in tensors if t.node for parent in t.node.parents]
+    edges = [(parent, t) for t in tensors for parent in parents(t)]
     for t in tensors:
         measure(t)
     for t in tensors:
-        if t.node is None:
+        if not parents(t):
             level[id(t)] = min((level[id(user)] - 1 for parent, user in edges if parent is t), default=0)
     columns: list[list[Any]] = [[] for _ in range(max(level.values()) + 1)]
     for t in tensors:
@@ -438,3 +563,233 @@ def _drawn(net: Module) -> list[_Block]:
         stage = stage_of(name) if stage_of(name) != name else ""
         found.append(_Block(stage, tuple(lines) or (type(module).__name__,), shortcut))
     return found or [_Block("", (kernel("", net) or type(net).__name__,), "")]
+
+
+# ---- arrays and convolutions
+
+
+def numbers(arrays: Mapping[str, Any], path: str | FilePath | None = None,
+                        marks: Mapping[str, Sequence[tuple[int, int, int, int]]] | None = None,
+            columns: int = 8) -> Figure:  # fmt: skip
+
+    """Small arrays, each under its name, as grids of numbers, `columns` side by side: blue above zero, orange below.
+
+    marks: by name, rectangles (row, column, height, width) of cells to outline.
+    """
+    grids = [(name, np.atleast_2d(to_host(array))) for name, array in arrays.items()]
+    lines = [grids[i : i + columns] for i in range(0, len(grids), columns)]
+    gap, letter = 1.4, 0.22  # in cells: between grids; width of a letter of a name
+    wide = [max(max(grid.shape[1], letter * len(name)) for name, grid in grids[i::columns])
+            for i in range(len(lines[0]))]  # fmt: skip
+    high = [max(len(grid) for _, grid in line) for line in lines]
+    right, bottom = sum(wide) + gap * (len(wide) - 0.5), -sum(high) - 1.1 * len(lines) - 0.2
+    figure, axes = _canvas(-gap / 2, right, bottom, 0, inches=0.4)
+    top = 0.0
+    for line, height in zip(lines, high, strict=True):
+        left, top = 0.0, top - 1
+        for (name, grid), width in zip(line, wide, strict=False):
+            x, y = left + (width - grid.shape[1]) / 2, top - (height - len(grid)) / 2
+            axes.text(left + width / 2, y + 0.25, name, ha="center", fontsize=9)
+            _cells(axes, x, y, grid, _signed(grid))
+            for row, column, h, w in (marks or {}).get(name, ()):
+                axes.add_patch(Rectangle((x + column, y - row - h), w, h, fill=False, zorder=3, linewidth=2.5,
+                                         edgecolor=INK, gid="mark"))  # fmt: skip
+            left += width + gap
+        top -= height + 0.1
+    return _saved(figure, path)
+
+
+def _cells(axes: Axes, left: float, top: float, grid: np.ndarray, colours: Any, size: float = 1.0) -> None:
+    """Numbers in squares; `colours` has one for each."""
+    for (i, j), value in np.ndenumerate(grid):
+        axes.add_patch(Rectangle((left + size * j, top - size * (i + 1)), size, size, facecolor=colours[i][j],
+                                 edgecolor="#aaaaaa", linewidth=0.6, gid="cell"))  # fmt: skip
+        axes.text(left + size * (j + 0.5), top - size * (i + 0.5), f"{value + 0.0:.3g}", ha="center",
+                  va="center_baseline", fontsize=8 if size > 0.7 else 6)  # fmt: skip
+
+
+def _signed(grid: np.ndarray) -> list[list[tuple[float, float, float]]]:
+    """A tint for each number: the stronger the larger, blue above zero, orange below."""
+    strength = 0.55 * np.abs(grid) / max(float(np.abs(grid).max(initial=0)), 1e-30)
+    return [[_mix(COLOURS[0] if value > 0 else COLOURS[1], s) for value, s in zip(row, strengths, strict=True)]
+            for row, strengths in zip(grid, strength, strict=True)]  # fmt: skip
+
+
+def _mix(colour: str, share: float) -> tuple[float, float, float]:
+    """So much of `colour`, the rest white."""
+    r, g, b = (share * part + 1 - share for part in to_rgb(colour))
+    return r, g, b
+
+
+def patches_to_rows(x: np.ndarray, w: np.ndarray, path: str | FilePath | None = None, stride: int = 1) -> Figure:
+    """A convolution as a matrix product: each patch of x (H, W) becomes a row, each filter of w (KH, KW, F) a column.
+
+    At most 7 patches, each with a colour of its own.
+    """
+    kh, kw, f = w.shape
+    rows = patches(x[None, :, :, None], kh, kw, stride)[0].reshape(-1, kh * kw)  # (OH*OW, KH*KW)
+    oh, ow = ((size - k) // stride + 1 for size, k in zip(x.shape, (kh, kw), strict=True))
+    if oh * ow > len(COLOURS):
+        raise ValueError(f"patches_to_rows: a picture can show {len(COLOURS)} patches, x has {oh * ow}; "
+                         "take a smaller x")  # fmt: skip
+    small, band = 0.5, 1.0  # size of a cell of x, and room around each of its copies
+    high, wide = small * x.shape[0] + band, small * x.shape[1] + 0.6
+    middle = max(oh * high, kh * kw, len(rows)) / 2
+    lefts = np.cumsum([0, ow * wide + 1.2, kh * kw + 1.6, f + 1.6])
+    figure, axes = _canvas(-0.4, lefts[3] + f + 0.6, -0.3, 2 * middle + 1.2, inches=0.36)
+    tints = [_mix(colour, 0.4) for colour in COLOURS]
+    for k, (i, j) in enumerate(np.ndindex(oh, ow)):
+        inside = np.zeros(x.shape, bool)
+        inside[i * stride : i * stride + kh, j * stride : j * stride + kw] = True
+        left, top = j * wide, middle + (oh / 2 - i) * high - 0.7
+        _cells(axes, left, top, x, [[tints[k] if cell else (1, 1, 1) for cell in line] for line in inside], small)
+        axes.text(left + small * x.shape[1] / 2, top + 0.2, f"patch {k}", ha="center", fontsize=8)
+    column = w.reshape(-1, f)
+    plain = [[(1.0, 1.0, 1.0)] * f] * len(column)
+    by_row = [[tints[k]] * kh * kw for k in range(len(rows))]
+    for left, grid, name, colours in ((lefts[1], rows, "im2col(x)", by_row), (lefts[2], column, "w", plain),
+                                      (lefts[3], rows @ column, "y", by_row)):  # fmt: skip
+        top = middle + len(grid) / 2
+        _cells(axes, left, top, grid, colours)
+        axes.text(left + grid.shape[1] / 2, top + 0.25, name, ha="center", fontsize=9)
+        if name != "w":
+            for k in range(len(grid)):
+                axes.text(left - 0.15, top - k - 0.5, str(k), ha="right", va="center", fontsize=7)
+    for left, sign in ((lefts[2], "@"), (lefts[3], "=")):
+        axes.text(left - 0.95, middle, sign, ha="center", va="center", fontsize=12)
+    return _saved(figure, path)
+
+
+def taps(size: int, kernel: int, path: str | FilePath | None = None, stride: int = 1, padding: int = 0,
+         output: int | None = None, entry: int | None = None) -> Figure:  # fmt: skip
+    """A convolution along one axis: a line from each input, below, to each output that it enters, by weight.
+
+    The border's zeros are dashed. output, entry: an output or an input whose lines stand out, each with its weight.
+    """
+    places = output_size(size, kernel, stride, padding)
+    right, upper = size + padding - 1, 2.0
+    at = [stride * j - padding + (kernel - 1) / 2 for j in range(places)]  # an output stands over its patch's middle
+    figure, axes = _canvas(-padding - 0.6, right + 0.6, -0.5, upper + 0.5, inches=0.75)
+    for j, k in np.ndindex(places, kernel):
+        i = stride * j - padding + k
+        strong = (output is None and entry is None) or j == output or i == entry
+        colour = COLOURS[k % len(COLOURS)] if strong else "#cccccc"
+        axes.plot([i, at[j]], [0, upper], color=colour, linestyle=("-", "--", "-.", ":")[k % 4],
+                  linewidth=1.8 if strong else 0.8, zorder=1 if strong else 0.5, gid="tap")  # fmt: skip
+        if strong and (j == output or i == entry):
+            share = 0.66 if j != output else 0.34  # of the way up, where the lines of a fan lie apart
+            axes.text(i + share * (at[j] - i), share * upper, f"w{k}", ha="center", va="center", fontsize=9,
+                      color=colour, zorder=2, bbox={"boxstyle": "round,pad=0.1", "facecolor": "white",
+                                                    "edgecolor": "none"})  # fmt: skip
+    for i in range(-padding, size + padding):
+        border = not 0 <= i < size
+        _box(axes, i, 0, 0.56, 0.5, "0" if border else f"x{i}", "#ffffff" if border else COLOURS[5],
+             linestyle="--" if border else "-", zorder=3, gid="input")  # fmt: skip
+    for j, x in enumerate(at):
+        _box(axes, x, upper, 0.56, 0.5, f"y{j}", COLOURS[4], zorder=3, gid="output")
+    return _saved(figure, path)
+
+
+def chain(names: Sequence[str], uses: Sequence[tuple[str, str]], path: str | FilePath | None = None) -> Figure:
+    """Quantities in the order in which they are computed, and an arrow from each to those that use it."""
+    place = {name: 1.5 * i for i, name in enumerate(names)}
+    longest = max(place[b] - place[a] for a, b in uses)
+    figure, axes = _canvas(-0.7, max(place.values()) + 0.7, -0.4, 0.5 + 0.3 * longest, inches=0.75)
+    for name, x in place.items():
+        _box(axes, x, 0, 1.0, 0.5, name, COLOURS[4], gid="quantity")
+    for a, b in uses:
+        left, right, far = place[a], place[b], place[b] - place[a]
+        if far <= 1.5:
+            _arrow(axes, [(left + 0.5, 0), (right - 0.5, 0)], gid="use")
+        else:
+            high, curve = 0.3 + 0.4 * far, int(Path.CURVE4)
+            left, right = left + 0.2, right - 0.2  # beside an arrow that ends there, or begins
+            _arrow(axes, [(left, 0.25), (left, high), (right, high), (right, 0.25)],
+                   [int(Path.MOVETO), curve, curve, curve], gid="use")  # fmt: skip
+    return _saved(figure, path)
+
+
+def filters(w: Any, path: str | FilePath | None = None, columns: int = 8) -> Figure:
+    """Each filter of w (KH, KW, 3, F) as a colour picture; mid-grey is 0, and the largest weight has full strength."""
+    w = to_host(w)
+    if w.ndim != 4 or w.shape[2] != 3:
+        raise ValueError(f"filters: w has shape {w.shape}; wanted (KH, KW, 3, F), filters over three colours")
+    kh, kw, _, f = w.shape
+    rows, columns = ceil(f / columns), min(f, columns)
+    sheet = np.ones((rows * (kh + 1) - 1, columns * (kw + 1) - 1, 3))
+    for k in range(f):
+        top, left = k // columns * (kh + 1), k % columns * (kw + 1)
+        sheet[top : top + kh, left : left + kw] = 0.5 + 0.5 * w[..., k] / max(float(np.abs(w[..., k]).max()), 1e-30)
+    figure = _picture(0.8 * columns, 0.8 * rows)
+    axes = figure.add_subplot()
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_axis_off()
+    return _saved(figure, path)
+
+
+# ---- what a net costs
+
+
+def widths(blocks: Mapping[str, Module], path: str | FilePath | None = None) -> Figure:
+    """Residual blocks side by side: from top to bottom a bar as wide as each map has channels, between two of them the
+    convolution with the number of its weights; 1x1 in another colour than the rest. An arc is the shortcut."""
+    convs = {name: [m for way, m in block.modules() if isinstance(m, Conv2d) and "downsample" not in way]
+             for name, block in blocks.items()}  # fmt: skip
+    most = max(max(conv.weight.shape[2:]) for layers in convs.values() for conv in layers)
+    full, bar, gap, pitch = 2.4, 0.24, 0.62, 3.5  # inches: the widest map, a map's height, a convolution's, a column's
+    deepest = max(len(layers) for layers in convs.values()) * (bar + gap) + bar
+    figure, axes = _canvas(-full / 2 - 0.2, pitch * len(blocks) - full / 2 - 0.4, -deepest - 0.45, 0.45, inches=1)
+    for i, (name, layers) in enumerate(convs.items()):
+        x, y = pitch * i, -(deepest - len(layers) * (bar + gap) - bar) / 2
+        top, sizes = y, [layers[0].weight.shape[2], *(conv.weight.shape[3] for conv in layers)]
+        axes.text(x, 0.25, f"{name}: {sum(c.weight.size for c in layers):,} weights", ha="center", weight="bold",
+                  fontsize=9)  # fmt: skip
+        for k, channels in enumerate(sizes):
+            half = full * channels / most / 2
+            axes.add_patch(Rectangle((x - half, y - bar), 2 * half, bar, facecolor=INK, gid="map"))
+            axes.text(x, y - bar / 2, str(channels), color="white", ha="center", va="center_baseline", fontsize=8)
+            if k < len(layers):
+                w, below = layers[k].weight, full * sizes[k + 1] / most / 2
+                colour = COLOURS[0] if w.shape[0] == 1 else COLOURS[4]
+                corners = [(x - half, y - bar), (x + half, y - bar),
+                           (x + below, y - bar - gap), (x - below, y - bar - gap)]  # fmt: skip
+                axes.add_patch(Polygon(corners, facecolor=_tint(colour), gid="layer"))
+                axes.text(x, y - bar - gap / 2, f"{w.shape[0]}x{w.shape[1]}\n{w.size:,}", ha="center", va="center",
+                          fontsize=8)  # fmt: skip
+            y -= bar + gap
+        bottom = y + gap - 0.12
+        _arrow(axes, [(x, top + 0.16), (x, top)])
+        _shortcut(axes, x, top + 0.1, bottom, x + full / 2 + 0.3, "-")
+    return _saved(figure, path)
+
+
+def roofline(roofs: Mapping[str, tuple[float, float]], points: Mapping[str, Mapping[str, tuple[float, float]]],
+             path: str | FilePath | None = None) -> Figure:  # fmt: skip
+    """How fast operations can be, and are: speed over arithmetic intensity, both logarithmic.
+
+    roofs: by machine, its peak in GFLOP/s and its memory's bandwidth in GB/s: nothing runs faster than the lower of the
+    peak and bandwidth times intensity. points: by kind, then by name, (intensity in FLOP/byte, measured GFLOP/s).
+    """
+    measured = [point for kind in points.values() for point in kind.values()]
+    low = min(x for x, _ in measured) / 2
+    high = max([x for x, _ in measured] + [peak / bandwidth for peak, bandwidth in roofs.values()]) * 4
+    figure = _picture(8, 4.6)
+    axes = figure.add_subplot()
+    for i, (name, (peak, bandwidth)) in enumerate(roofs.items()):
+        ridge = peak / bandwidth
+        axes.plot([low, ridge, high], [bandwidth * low, peak, peak], color=INK, linewidth=1.6,
+                  linestyle=("-", "--", ":")[i % 3], label=name, gid="roof")  # fmt: skip
+    for i, (kind, named) in enumerate(points.items()):
+        axes.plot(*zip(*named.values(), strict=True), MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)],
+                  markersize=7, label=kind)  # fmt: skip
+        for name, (x, y) in named.items():
+            axes.annotate(name, (x, y), (6, -3), textcoords="offset points", fontsize=8, va="top")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xlabel("arithmetic intensity (FLOP for each byte moved)")
+    axes.set_ylabel("GFLOP/s")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    return _saved(figure, path)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from minires.backend import to_device, to_host
 from minires.functional import log_softmax
+from minires.run import load_run
 from minires.tensor import Tensor, no_grad
-from minires.train import load_run
 
 SIZE = 32  # height and width of the images that `train` trains on
 
@@ -51,19 +52,22 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
 
 
-def predict(run: str | os.PathLike[str], images: Sequence[np.ndarray], top: int = 5) -> list[Prediction]:
+def predict(
+    run: str | os.PathLike[str], images: Sequence[np.ndarray], top: int = 5, device: str = "cpu"
+) -> list[Prediction]:
     """The `top` most probable classes of each image, by the net of the run folder `run`.
 
     p_k = e^(z_k) / sum_j e^(z_j), z the net's logits in evaluation mode. images: uint8 (32, 32, 3) each, as
-    `read_image` gives. Raises what `load_run` raises.
+    `read_image` gives. device: the one that computes. Raises what `load_run` raises.
     """
     if top < 1:
         raise ValueError(f"predict: top must be 1 or more, got {top}")
     net, normalise, info = load_run(Path(run))
-    net.eval()
+    net.to(device).eval()
     found = []
     for image in images:
         with no_grad():
-            p = np.exp(log_softmax(net(Tensor(normalise(image[None])))).data[0])  # (classes,)
+            x = Tensor(to_device(normalise(image[None]), device))
+            p = np.exp(to_host(log_softmax(net(x)).data[0]))  # (classes,)
         found.append([(str(info["classes"][k]), float(p[k])) for k in np.argsort(-p, kind="stable")[:top]])
     return found

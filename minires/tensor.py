@@ -16,6 +16,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,10 +73,11 @@ class Tensor:
                 data = data.astype(np.float32)
         if data.dtype.kind not in "fiub":
             raise TypeError(f"Tensor: wanted real numbers, got dtype {data.dtype}")
-        keep = isinstance(data, np.ndarray) or device_of(data) != "cpu"
         if data.dtype not in (np.float32, np.float64):
-            data = data.astype(np.float32)
-        self.data: Array = data if keep else np.asarray(data)
+            native = data.dtype.newbyteorder("=")  # float64 from a file in another machine's byte order stays float64
+            data = data.astype(native if native == np.float64 else np.float32)
+        # np.asarray also makes arrays of NumPy's scalars and of np.matrix, whose * is no longer ours
+        self.data: Array = np.asarray(data) if device_of(data) == "cpu" else data
         self.requires_grad = requires_grad
         self.grad: Array = None
         self.node: Node | None = None
@@ -141,7 +143,7 @@ class Tensor:
                                  "has an obvious one (1)")  # fmt: skip
             grad = xp.ones_like(self.data)
         else:
-            grad = to_device(xp.asarray(grad, dtype=self.dtype), device_of(self.data))
+            grad = to_device(self._numbers(grad, "backward"), device_of(self.data))
         if grad.shape != self.shape:
             raise ValueError(f"backward: grad has shape {grad.shape}, the tensor {self.shape}")
 
@@ -151,7 +153,8 @@ class Tensor:
             tensor = order.pop()
             grad = grads.pop(id(tensor))
             if tensor.node is None or tensor._retain:
-                tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+                # a copy: `grad` may be the caller's, read-only, another leaf's too, or one of NumPy's scalars
+                tensor.grad = array_module(grad).array(grad if tensor.grad is None else tensor.grad + grad)
             if tensor.node is None:
                 continue
             node, tensor.node = tensor.node, FREED
@@ -172,17 +175,24 @@ class Tensor:
 
     # ---- arithmetic: each operation with its gradient beside it
 
+    def _numbers(self, data: Any, name: str) -> Array:
+        """`data` as an array of this tensor's dtype and device, for operation `name`."""
+        xp = array_module(self.data)
+        if isinstance(data, Real):
+            return xp.full((), data, self.dtype)  # asarray would copy from host to device
+        array = xp.asarray(data)
+        if array.dtype.kind not in "fiub":  # NumPy would make a number of "3", and NaN of None
+            raise TypeError(f"{name}: wanted real numbers, got dtype {array.dtype}")
+        return array.astype(self.dtype, copy=False)
+
     def _other(self, other: Any, name: str) -> Tensor:
         """`other` as a tensor of this one's dtype and device, so that the two can meet in operation `name`."""
         if not isinstance(other, Tensor):
-            xp = array_module(self.data)
-            other = Tensor(xp.asarray(other, dtype=self.dtype))
+            other = Tensor(self._numbers(other, name))
         if other.dtype != self.dtype:
             raise TypeError(f"{name}: one operand is {self.dtype}, the other {other.dtype}; convert one of them")
-        try:
-            np.broadcast_shapes(self.shape, other.shape)
-        except ValueError:
-            raise ValueError(f"{name}: shapes {self.shape} and {other.shape} do not broadcast") from None
+        if not _broadcast(self.shape, other.shape):
+            raise ValueError(f"{name}: shapes {self.shape} and {other.shape} do not broadcast")
         return other
 
     def __add__(self, other: Any) -> Tensor:
@@ -218,9 +228,9 @@ class Tensor:
 
     def __pow__(self, exponent: float) -> Tensor:
         """z = x^p for a number p;  dx = dz p x^(p-1)."""
-        if isinstance(exponent, Tensor) or not np.isscalar(exponent):
+        if not isinstance(exponent, Real):
             raise TypeError("pow: the exponent must be a number; write (y * x.log()).exp() for a tensor y")
-        a, p = self.data, float(exponent)  # type: ignore[arg-type]
+        a, p = self.data, float(exponent)
         xp = array_module(a)
 
         def backward(grad: Array) -> Gradients:
@@ -246,9 +256,9 @@ class Tensor:
     def __matmul__(self, other: Tensor) -> Tensor:
         """Z = X Y for X (..., n, k), Y (..., k, m);  dX = dZ Y^T, dY = X^T dZ, summed over broadcast leading axes."""
         if not isinstance(other, Tensor):
-            other = Tensor(array_module(self.data).asarray(other, dtype=self.dtype))
+            other = Tensor(self._numbers(other, "matmul"))
         x, y = self, other
-        if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
+        if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2] or not _broadcast(x.shape[:-2], y.shape[:-2]):
             raise ValueError(f"matmul: wanted (..., n, k) @ (..., k, m), got {x.shape} @ {y.shape}")
         if x.dtype != y.dtype:
             raise TypeError(f"matmul: one operand is {x.dtype}, the other {y.dtype}; convert one of them")
@@ -289,13 +299,13 @@ class Tensor:
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """z = sum of x over `axis` / count."""
-        kept = _kept_shape(self.shape, axis, "mean")
-        count = math.prod(n for n, k in zip(self.shape, kept, strict=True) if n != k)
+        count = _count(self.shape, _kept_shape(self.shape, axis, "mean"), "mean")
         return self.sum(axis, keepdims) * (1 / count)
 
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """z = largest x over `axis`;  dx = dz where x is the largest, shared equally among ties."""
         a, kept = self.data, _kept_shape(self.shape, axis, "max")
+        _count(self.shape, kept, "max")
         xp = array_module(a)
         top = a.max(axis=axis, keepdims=True)
 
@@ -311,13 +321,18 @@ class Tensor:
     def reshape(self, *shape: int) -> Tensor:
         """The same numbers in another shape (one entry may be -1);  the gradient goes back to the old shape."""
         old = self.shape
-        return Tensor.from_op(self.data.reshape(*shape), (self,), lambda grad: (grad.reshape(old),), "reshape")
+        out = self.data.reshape(*shape or ((),))  # x.reshape(*()) makes a single number, as x.reshape(()) does
+        return Tensor.from_op(out, (self,), lambda grad: (grad.reshape(old),), "reshape")
 
     def transpose(self, *axes: int) -> Tensor:
         """Axes in a new order (reversed by default);  the gradient's axes go back."""
         order = axes or tuple(range(self.ndim))[::-1]
+        try:
+            out = self.data.transpose(order)
+        except ValueError:
+            raise ValueError(f"transpose: wanted each axis of shape {self.shape} once, got {order}") from None
         back = tuple(int(i) for i in np.argsort([a % self.ndim for a in order]))
-        return Tensor.from_op(self.data.transpose(order), (self,), lambda grad: (grad.transpose(back),), "transpose")
+        return Tensor.from_op(out, (self,), lambda grad: (grad.transpose(back),), "transpose")
 
     def __getitem__(self, index: Any) -> Tensor:
         """z = x[index];  dx = dz added in at `index` of an array of zeros (an entry picked twice gathers twice)."""
@@ -369,14 +384,27 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     return grad.sum(axis=stretched, keepdims=True) if stretched else grad
 
 
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether arrays of shapes `a` and `b` can meet: from the last axis on, lengths are equal or one of them is 1."""
+    return all(m == n or 1 in (m, n) for m, n in zip(a[::-1], b[::-1], strict=False))
+
+
 def _kept_shape(shape: tuple[int, ...], axis: int | tuple[int, ...] | None, name: str) -> tuple[int, ...]:
     """`shape` with length 1 along `axis`: what a reduction leaves with keepdims."""
-    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int | np.integer) else axis
     for a in axes:
         if not -len(shape) <= a < len(shape):
             raise ValueError(f"{name}: axis {a} is not one of an array of shape {shape}")
     gone = {a % len(shape) for a in axes}
     return tuple(1 if i in gone else n for i, n in enumerate(shape))
+
+
+def _count(shape: tuple[int, ...], kept: tuple[int, ...], name: str) -> int:
+    """How many numbers a reduction from `shape` to `kept` takes together."""
+    count = math.prod(n for n, k in zip(shape, kept, strict=True) if n != k)
+    if count == 0:
+        raise ValueError(f"{name}: shape {shape} holds no numbers along that axis; wanted at least one")
+    return count
 
 
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
@@ -385,6 +413,8 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
         raise ValueError("concatenate: wanted at least one tensor, got none")
     if len({t.dtype for t in tensors}) > 1:
         raise TypeError(f"concatenate: dtypes differ: {', '.join(str(t.dtype) for t in tensors)}; convert one of them")
+    if len({_kept_shape(t.shape, axis, "concatenate") for t in tensors}) > 1:
+        raise ValueError(f"concatenate: shapes {', '.join(str(t.shape) for t in tensors)} differ off axis {axis}")
     xp = array_module(tensors[0].data)
     edges = np.cumsum([t.shape[axis] for t in tensors])[:-1].tolist()
     out = xp.concatenate([t.data for t in tensors], axis=axis)
@@ -395,6 +425,9 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
     """Zeros around `x`: `widths` holds (before, after) for each axis;  the gradient loses that border again."""
     if len(widths) != x.ndim:
         raise ValueError(f"pad: x has {x.ndim} axes, widths names {len(widths)}")
+    if any(min(pair) < 0 for pair in widths):
+        raise ValueError(f"pad: widths must be 0 or more, got {widths}")
     inner = tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True))
-    out = array_module(x.data).pad(x.data, widths)
+    out = array_module(x.data).zeros([sum(pair) + n for pair, n in zip(widths, x.shape, strict=True)], x.dtype)
+    out[inner] = x.data
     return Tensor.from_op(out, (x,), lambda grad: (grad[inner],), "pad")

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from minires import backend, train
+from minires import backend
+from minires import run as room
 from minires.data import shapes10
 from minires.train import Config, read_config
 
@@ -19,7 +20,7 @@ def small_data(monkeypatch, tmp_path):
     """Commands run in an empty folder, on a Shapes-10 of a few images."""
     monkeypatch.delenv("MINIRES_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "shapes10", lambda: shapes10(140, 40))
+    monkeypatch.setattr(room, "shapes10", lambda: shapes10(140, 40))
 
 
 SMALL = ("train", "resnet8", "--epochs", 2, "--batch-size", 70, "--threads", 1)
@@ -104,7 +105,7 @@ def test_data_downloads_cifar10_only_where_it_is_not_there(tmp_path, monkeypatch
 def test_help_tells_every_command_and_costs_little(capsys, status_of):
     assert status_of() == 0
     told = capsys.readouterr().out
-    assert all(command in told for command in ("train", "eval", "summary", "data", "plot", "bench"))
+    assert all(command in told for command in ("train", "eval", "summary", "data", "plot", "bench", "doctor"))
     script = "import sys, minires.cli; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=REPO).split()
     assert not {"matplotlib", "safetensors", "tqdm", "pooch", "requests", "filelock", "rich"} & set(loaded)

@@ -51,7 +51,7 @@ def fake_cupy(driver=12040, devices=1, compute_fault=None):
 
     cupy = ModuleType("cupy")
     cupy.__version__ = "14.2.0"
-    cupy.ndarray, cupy.asarray, cupy.asnumpy = FakeArray, FakeArray, lambda x: x.array
+    cupy.ndarray, cupy.asarray, cupy.asnumpy = FakeArray, lambda x, blocking: FakeArray(x), lambda x: x.array
     cupy.ones = lambda shape, dtype: FakeArray(np.ones(shape, dtype), compute_fault)
     cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=count, driverGetVersion=lambda: driver,

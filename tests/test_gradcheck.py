@@ -190,14 +190,39 @@ def padded_and_cropped_at_the_corner(x):
     (padded_and_cropped_at_the_corner(SQUARE), "shifted by 1 along axes (1, 2)"),
     (np.roll(SQUARE, -1, 1), "shifted by -1 along axes (1,)"),
     (SQUARE + np.array([1.0, 0.0, -2.0]), "off by one constant per channel"),
+    (SQUARE * np.array([1.0, 0.5, -2.0]), "one factor too much or missing per channel"),
     (changed(SQUARE, (slice(None), 0), 7.0), "only the borders are wrong"),
     (changed(SQUARE, (slice(None), slice(None), -1), 7.0), "only the borders are wrong"),
     (changed(SQUARE, (0, 1, 1), 0.0), "zero where it should not be, right elsewhere"),
     (changed(SQUARE, (0, 1, 1), 7.0), "it follows no pattern"),
+    (SQUARE.reshape(2, 4, 3, 4).swapaxes(2, 3), "the right numbers in another order"),
+    (changed(SQUARE, 1, 7.0), "right for the first entry of axis 0, wrong after it"),
+    (changed(SQUARE, (1, 1, 2), 7.0), "it follows no pattern"),
+    (changed(SQUARE, 0, 7.0), "it follows no pattern"),
+    (changed(SQUARE, (1, 1, 2), SQUARE[1, 1, 2] + 2e-3), "nearly right: off by 0.0009 of the largest entry, or less"),
 ])  # fmt: skip
 def test_diagnose(got, words):
     said = diagnose(got, SQUARE)
     assert said.startswith(words) and bool(said) == bool(words)
+
+
+@pytest.mark.parametrize("got, wanted, words", [
+    (0.25, 0.5, "constant ratio 0.5:"),
+    (-0.5, 0.5, "constant ratio -1:"),
+    (64.0, 0.5, "constant ratio 128:"),
+    (0.7, 0.5, "another number"),
+    (0.7, 0.0, "another number"),
+    (700.0, 0.5, "another number"),  # 1,400 times as much is no forgotten count
+    (0.501, 0.5, "nearly right: off by 0.002 of"),
+])  # fmt: skip
+def test_two_single_numbers_have_a_ratio_only_where_it_says_something(got, wanted, words):
+    for shape in ((), (1,), (1, 1)):
+        assert diagnose(np.full(shape, got), np.full(shape, wanted)).startswith(words)
+
+
+def test_short_vectors_have_no_borders_and_are_not_shifted():
+    assert diagnose(np.array([9.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])).startswith("it follows no pattern")
+    assert diagnose(np.array([0.2, 0.5]), np.array([0.5, 0.3])).startswith("it follows no pattern")
 
 
 def test_diagnose_where_nothing_should_have_arrived():
@@ -209,7 +234,8 @@ def test_diagnose_where_nothing_should_have_arrived():
 def test_diagnose_with_the_upstream_gradient():
     upstream = np.random.default_rng(5).standard_normal(SQUARE.shape)
     assert diagnose(upstream, SQUARE, upstream) == "the upstream gradient came through unchanged"
-    assert diagnose(SQUARE - upstream, SQUARE, upstream).startswith("the upstream gradient is missing")
+    assert diagnose(SQUARE - upstream, SQUARE, upstream).startswith("the upstream gradient is missing from the sum")
+    assert diagnose(SQUARE, SQUARE * upstream, upstream) == "the upstream gradient is missing as a factor"
 
 
 @settings(deadline=None, max_examples=50)

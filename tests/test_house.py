@@ -12,8 +12,8 @@ import minires
 HOUSE = Path(minires.__file__).parent
 ORDER = [  # a room may import from those before it; `data` is a folder of modules
     "backend", "strict", "tensor", "gradcheck", "functional", "conv", "norm", "nn", "resnet", "optim",
-    "summary", "data", "checkpoint", "train", "predict", "plots", "experiments", "exercises", "bench",
-    "doctor", "cli", "__main__",
+    "summary", "data", "checkpoint", "run", "train", "predict", "plots", "experiments", "tables",
+    "exercises", "grading", "bench", "doctor", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = {"numpy", "threadpoolctl"}  # beside Python's own library, all that may be loaded at once
 PLOTS_AND_COMMANDS = {"plots", "cli", "__main__"}  # nothing light imports these: heavy ones may stand on top

@@ -5,6 +5,7 @@ import pytest
 
 from minires import functional as F
 from minires import nn
+from minires.backend import device_of, to_device, to_host
 from minires.conv import conv2d, max_pool2d
 from minires.norm import layer_norm
 from minires.tensor import Tensor
@@ -24,8 +25,8 @@ class Small(nn.Module):
         return self.fc(nn.GlobalAvgPool()(self.body(self.conv(x))))
 
 
-def picture(n=2):
-    return Tensor(rng().standard_normal((n, 7, 6, 3)).astype(np.float32))
+def picture(n=2, device="cpu"):
+    return Tensor(to_device(rng().standard_normal((n, 7, 6, 3)).astype(np.float32), device))
 
 
 def test_names_are_the_dotted_attributes_in_order():
@@ -43,25 +44,41 @@ def test_train_and_eval_reach_every_module():
     assert all(m.training for _, m in net.modules())
 
 
-def test_evaluation_is_repeatable_and_training_is_not():
-    net = Small().eval()
-    a, b = net(picture()).data, net(picture()).data
-    np.testing.assert_array_equal(a, b)
-    assert np.abs(net(picture(3)).data[:2] - a).max() < 1e-6, "in evaluation, examples do not depend on each other"
+def test_evaluation_is_repeatable_and_training_is_not(device):
+    net = Small().to(device).eval()
+
+    def outputs(n=2):
+        return to_host(net(picture(n, device)).data)
+
+    np.testing.assert_array_equal(outputs(), outputs())
+    assert np.abs(outputs(3)[:2] - outputs()).max() < 1e-6, "in evaluation, examples do not depend on each other"
     net.train()
-    assert np.abs(net(picture()).data - net(picture()).data).max() > 1e-3, "dropout draws anew"
+    assert np.abs(outputs() - outputs()).max() > 1e-3, "dropout draws anew"
 
 
-def test_state_goes_out_as_copies_and_comes_back():
-    net, other = Small(), Small()
+def test_state_goes_out_as_copies_and_comes_back(device):
+    net, other = Small().to(device), Small().to(device)
     for p in other.parameters():
         p.data += 1
     state = other.state_dict()
     net.load_state_dict(state)
     for (name, p), (_, q) in zip(net.named_parameters(), other.named_parameters(), strict=True):
-        np.testing.assert_array_equal(p.data, q.data, err_msg=name)
+        np.testing.assert_array_equal(to_host(p.data), to_host(q.data), err_msg=name)
     state["fc.bias"][:] = 7
     assert not (net.fc.bias.data == 7).any() and not (other.fc.bias.data == 7).any()
+
+
+def test_a_net_moves_to_a_device_and_back_with_all_it_holds(device):
+    net = Small()
+    before = net.state_dict()
+    arrays = [*(p.data for p in net.to(device).parameters()), *(array for _, array in net.named_buffers())]
+    assert {device_of(array) for array in arrays} == {device}
+    net(picture(device=device)).sum().backward()
+    assert {device_of(p.grad) for p in net.parameters()} == {device}
+    net.load_state_dict(before)
+    for name, array in net.to("cpu").state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert all(isinstance(p.data, np.ndarray) and p.grad is None for p in net.parameters())
 
 
 def test_a_state_that_does_not_fit_names_every_fault_and_changes_nothing():
@@ -78,8 +95,8 @@ def test_a_state_that_does_not_fit_names_every_fault_and_changes_nothing():
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_astype_turns_parameters_and_buffers():
-    net = Small().astype(np.float64)
+def test_astype_turns_parameters_and_buffers(device):
+    net = Small().to(device).astype(np.float64)
     assert {a.dtype for a in net.state_dict().values()} == {np.dtype(np.float64)}
 
 
@@ -90,25 +107,28 @@ def test_initial_weights_are_hes():
     assert nn.Linear(400, 300, std=0.01, rng=rng()).weight.data.std() == pytest.approx(0.01, rel=0.02)
 
 
-def test_layers_call_their_operations():
-    x, net = picture(), Small()
-    wanted = conv2d(x, net.conv.weight, net.conv.bias, 2, 1).data
-    np.testing.assert_array_equal(net.conv(x).data, wanted)
-    np.testing.assert_array_equal(nn.MaxPool2d(3, 2, 1)(x).data, max_pool2d(x, 3, 2, 1).data)
-    np.testing.assert_array_equal(nn.ReLU()(x).data, np.maximum(x.data, 0))
+def test_layers_call_their_operations(device):
+    def same(a, b):
+        np.testing.assert_array_equal(to_host(a.data), to_host(b.data))
+
+    x, net = picture(device=device), Small().to(device)
+    same(net.conv(x), conv2d(x, net.conv.weight, net.conv.bias, 2, 1))
+    same(nn.MaxPool2d(3, 2, 1)(x), max_pool2d(x, 3, 2, 1))
+    same(nn.ReLU()(x), F.relu(x))
     flat = nn.Flatten()(x)
-    np.testing.assert_array_equal(flat.data, x.data.reshape(2, -1))
+    same(flat, x.reshape(2, 7 * 6 * 3))
     norm = nn.LayerNorm(3)
     norm.weight.data[:] = [1, 2, 3]
-    np.testing.assert_array_equal(norm(x).data, layer_norm(x, norm.weight, norm.bias).data)
-    linear = nn.Linear(flat.shape[1], 5, rng=rng())
-    np.testing.assert_array_equal(linear(flat).data, F.linear(flat, linear.weight, linear.bias).data)
+    norm.to(device)
+    same(norm(x), layer_norm(x, norm.weight, norm.bias))
+    linear = nn.Linear(flat.shape[1], 5, rng=rng()).to(device)
+    same(linear(flat), F.linear(flat, linear.weight, linear.bias))
 
 
-def test_dropout_keeps_the_mean_and_rests_in_evaluation():
-    x = Tensor(np.ones((200, 200), np.float32))
+def test_dropout_keeps_the_mean_and_rests_in_evaluation(device):
+    x = Tensor(to_device(np.ones((200, 200), np.float32), device))
     layer = nn.Dropout(0.25)
-    y = layer(x).data
+    y = to_host(layer(x).data)
     assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
     assert (y == 0).mean() == pytest.approx(0.25, abs=0.01)
     assert layer.eval()(x) is x

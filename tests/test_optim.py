@@ -5,43 +5,44 @@ import math
 import numpy as np
 import pytest
 
+from minires.backend import to_device, to_host
 from minires.optim import SGD, clip_grad_norm, cosine, one_cycle, steps, warm_up
 from minires.tensor import Tensor
 
 
-def parameters(rng):
+def parameters(rng, device):
     shapes = ((3, 4), (4,), ())
-    return [Tensor(np.asarray(rng.standard_normal(s)), requires_grad=True) for s in shapes]
+    return [Tensor(to_device(np.asarray(rng.standard_normal(s)), device), requires_grad=True) for s in shapes]
 
 
 @pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_sgd_is_pytorchs(momentum, nesterov, weight_decay):
+def test_sgd_is_pytorchs(momentum, nesterov, weight_decay, device):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     rng = np.random.default_rng(0)
-    ours = parameters(rng)
-    theirs = [torch.tensor(p.data.copy(), requires_grad=True) for p in ours]
+    ours = parameters(rng, device)
+    theirs = [torch.tensor(to_host(p.data).copy(), requires_grad=True) for p in ours]
     a = SGD(ours, 0.1, momentum, weight_decay, nesterov)
     b = torch.optim.SGD(theirs, 0.1, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
     for step in range(5):
         a.lr = b.param_groups[0]["lr"] = 0.1 / (step + 1)
         for p, q in zip(ours, theirs, strict=True):
-            p.grad = np.asarray(rng.standard_normal(p.shape))
-            q.grad = torch.tensor(p.grad.copy())
+            grad = np.asarray(rng.standard_normal(p.shape))
+            p.grad, q.grad = to_device(grad.copy(), device), torch.tensor(grad)
         a.step()
         b.step()
         for p, q in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(to_host(p.data), q.detach().numpy(), rtol=1e-12, atol=1e-14)
 
 
-def test_two_steps_by_hand():
-    p = Tensor(np.array([[1.0]]), requires_grad=True)
+def test_two_steps_by_hand(device):
+    p = Tensor(to_device(np.array([[1.0]]), device), requires_grad=True)
     opt = SGD([p], lr=0.5, momentum=0.5, weight_decay=0.1)
-    p.grad = np.array([[2.0]])
+    p.grad = to_device(np.array([[2.0]]), device)
     opt.step()  # g = 2 + 0.1 = 2.1, v = 2.1, w = 1 - 1.05
-    np.testing.assert_allclose(p.data, [[-0.05]])
+    np.testing.assert_allclose(to_host(p.data), [[-0.05]])
     opt.step()  # g = 2 - 0.005, v = 1.05 + 1.995 = 3.045, w = -0.05 - 1.5225
-    np.testing.assert_allclose(p.data, [[-1.5725]])
+    np.testing.assert_allclose(to_host(p.data), [[-1.5725]])
 
 
 def test_decay_may_leave_vectors_out():
@@ -86,16 +87,16 @@ def test_no_parameters_is_an_error():
 # ---- clipping
 
 
-def test_clipping_scales_all_gradients_together():
-    p, q = (Tensor(np.zeros(2), requires_grad=True) for _ in range(2))
-    p.grad, q.grad = np.array([3.0, 0.0]), np.array([0.0, 4.0])
+def test_clipping_scales_all_gradients_together(device):
+    p, q = (Tensor(to_device(np.zeros(2), device), requires_grad=True) for _ in range(2))
+    p.grad, q.grad = (to_device(np.array(g), device) for g in ([3.0, 0.0], [0.0, 4.0]))
     before = p.grad
-    assert clip_grad_norm([p, q], 1.0) == pytest.approx(5.0)
-    np.testing.assert_allclose(p.grad, [0.6, 0.0])
-    np.testing.assert_allclose(q.grad, [0.0, 0.8])
-    np.testing.assert_array_equal(before, [3.0, 0.0])  # the old array may be another tensor's too
-    assert clip_grad_norm([p, q], 10.0) == pytest.approx(1.0)
-    np.testing.assert_allclose(p.grad, [0.6, 0.0])
+    assert float(clip_grad_norm([p, q], 1.0)) == pytest.approx(5.0)
+    np.testing.assert_allclose(to_host(p.grad), [0.6, 0.0])
+    np.testing.assert_allclose(to_host(q.grad), [0.0, 0.8])
+    np.testing.assert_array_equal(to_host(before), [3.0, 0.0])  # the old array may be another tensor's too
+    assert float(clip_grad_norm([p, q], 10.0)) == pytest.approx(1.0)
+    np.testing.assert_allclose(to_host(p.grad), [0.6, 0.0])
 
 
 def test_clipping_knows_what_it_needs():

@@ -50,9 +50,9 @@ def softmax_of(run, image):
 # ---- classes and probabilities
 
 
-def test_predict_is_the_softmax_of_the_logits_most_probable_first(run):
+def test_predict_is_the_softmax_of_the_logits_most_probable_first(run, device):
     images = [noise(32, 32, seed=k) for k in range(3)]
-    found = predict(run.folder, images, top=len(CLASSES))
+    found = predict(run.folder, images, top=len(CLASSES), device=device)
     assert len(found) == 3
     for image, classes in zip(images, found, strict=True):
         p = softmax_of(run, image)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minires import SGD, Tensor, build, cross_entropy, no_grad
+from minires.backend import to_device, to_host
 from minires.nn import BatchNorm2d, Conv2d, Linear, observe
 from minires.resnet import BasicBlock, Bottleneck, PreBasicBlock, PreBottleneck
 
@@ -327,6 +328,33 @@ def test_zero_init(name):
 def test_zero_init_is_refused_where_it_would_kill_the_block(name):
     with pytest.raises(ValueError, match=f"zero_init .* {name}"):
         build(name, zero_init=True)
+
+
+# ---- devices -----------------------------------------------------------------------------------------------
+
+
+def outputs_and_gradients(name, options, device):
+    """Logits, every gradient, and the running statistics after one batch, in float64, on the host."""
+    rng = np.random.default_rng(0)
+    net = build(name, seed=1, width=4, classes=5, **options).astype(np.float64).to(device)
+    x = to_device(rng.standard_normal((3, 32, 32, 3)), device)
+    logits = net(Tensor(x))
+    cross_entropy(logits, np.array([4, 0, 2])).backward()
+    found = {f"gradient of {key}": to_host(p.grad) for key, p in net.named_parameters()}
+    found |= {key: to_host(array) for key, array in net.named_buffers()}
+    return found | {"logits": to_host(logits.data), "evaluated": to_host(net.eval()(Tensor(x)).data)}
+
+
+@pytest.mark.parametrize("device", ["strict", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+@pytest.mark.parametrize(("name", "options"), [
+    ("resnet8", {}), ("resnet8", {"shortcut": "C"}), ("plain8", {}), ("preresnet8", {"shortcut": "B"}),
+    ("bottleneck11", {}), ("prebottleneck11", {"stride_in": "1x1"}), ("resnet18", {}), ("resnet8", {"zero_init": True}),
+])  # fmt: skip
+def test_a_net_computes_on_a_device_what_it_computes_on_the_cpu(name, options, device):
+    right, here = outputs_and_gradients(name, options, "cpu"), outputs_and_gradients(name, options, device)
+    assert right.keys() == here.keys()
+    for key, array in right.items():
+        assert np.abs(here[key] - array).max() <= 1e-9 * max(1, np.abs(array).max()), key
 
 
 # ---- names -------------------------------------------------------------------------------------------------

@@ -10,6 +10,9 @@ import numpy as np
 class DataError(ValueError):
     """A data set is missing, damaged or not what its name says. The message: one line, with the mend."""
 
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
+
 
 @dataclass(frozen=True)
 class Dataset:
