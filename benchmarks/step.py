@@ -131,7 +131,8 @@ def table(results: dict[str, Any]) -> str:
     ]
     rows = [f"| {what} | {got} | {aim} |" for what, got, aim in lines]
     about = results["machine"]
-    note = (f"{about['processor']}, {about['cores']} cores, Python {about['python']}, NumPy {about['numpy']}, "
+    note = (f"{about['processor']}, {about['cores']} cores, Python {about['python']}, NumPy {about['numpy']} "
+            f"({about['blas']}), "
             f"PyTorch {about.get('torch', '-')}, dezero {about.get('dezero', '-')}; median of {results['rounds']} "
             f"rounds and quartiles; a step takes minires {step['minires']['seconds_median'] * 1e3:.0f} ms, "
             f"PyTorch {step[eager]['seconds_median'] * 1e3:.0f} ms.")  # fmt: skip

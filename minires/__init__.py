@@ -12,8 +12,7 @@ data, checkpoint, run and train.
 from importlib import import_module
 from typing import Any
 
-from minires import strict as strict
-from minires.backend import set_threads, threads
+from minires.backend import register_on_first_use, set_threads, threads
 from minires.conv import avg_pool2d, conv2d, global_avg_pool, max_pool2d
 from minires.functional import cross_entropy, dropout, linear, log_softmax, relu
 from minires.gradcheck import GradientError, gradcheck
@@ -34,6 +33,9 @@ __all__ = [
     "cross_entropy", "dropout", "global_avg_pool", "gradcheck", "layer_norm", "linear", "log_softmax", "max_pool2d",
     "no_grad", "pad", "relu", "set_threads", "threads", *_ON_FIRST_USE,
 ]  # fmt: skip
+
+
+register_on_first_use("strict", lambda: import_module("minires.strict"))
 
 
 def __getattr__(name: str) -> Any:

@@ -65,6 +65,14 @@ def register(backend: Backend) -> None:
     _backends[backend.name] = backend
 
 
+_on_first_use: dict[str, Callable[[], object]] = {}
+
+
+def register_on_first_use(device: str, load: Callable[[], object]) -> None:
+    """Let `load()`, which registers the library of `device`, wait until somebody asks for that device."""
+    _on_first_use[device] = load
+
+
 def _backend_of(x: Array) -> Backend:
     for backend in _backends.values():
         if isinstance(x, backend.array_type):
@@ -83,11 +91,12 @@ def device_of(x: Array) -> str:
 
 
 def to_device(x: Array, device: str) -> Array:
-    """`x` on `device` ("cpu" or "gpu"); the same array where it is there already."""
-    if device == "gpu" and "gpu" not in _backends:
-        _register_cupy()
+    """`x` on `device` ("cpu", "gpu" or "strict"); the same array where it is there already."""
+    if device not in _backends and device in _on_first_use:
+        _on_first_use[device]()
     if device not in _backends:
-        raise ValueError(f"device: wanted one of {', '.join(sorted({'gpu', *_backends}))}, got {device!r}")
+        known = ", ".join(sorted({*_backends, *_on_first_use}))
+        raise ValueError(f"device: wanted one of {known}, got {device!r}")
     if device_of(x) == device and not np.isscalar(x):
         return x
     return _backends[device].to_device(to_host(x))
@@ -137,6 +146,9 @@ def _register_cupy() -> None:
 
     # blocking: the host's array may be written into again as soon as this returns
     register(Backend("gpu", cupy, cupy.ndarray, partial(cupy.asarray, blocking=True), cupy.asnumpy))
+
+
+register_on_first_use("gpu", _register_cupy)
 
 
 # ---- is there a GPU? ------------------------------------------------------------------------------------------------

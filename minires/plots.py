@@ -279,7 +279,8 @@ def prediction(images: Sequence[np.ndarray], names: Sequence[str],
 
 def _canvas(left: float, right: float, bottom: float, top: float, inches: float) -> tuple[Picture, Axes]:
     """Empty axes over these coordinates, drawn at so many inches a unit."""
-    figure = Picture(figsize=(inches * (right - left), inches * (top - bottom)), dpi=120, layout="none")
+    figure = Picture(figsize=(inches * (right - left), inches * (top - bottom)), dpi=120)
+    figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
     axes.set_axis_off()
     return figure, axes
@@ -343,7 +344,7 @@ def values(root: Any, path: str | FilePath | None = None, names: Mapping[str, An
         title = ": ".join(filter(None, [called.get(id(v)), v.name]))
         colour = COLOURS[4] if v.parents else COLOURS[5]
         _box(axes, x, y, 2 * HALF_BOX, 0.62, "", colour, gid="operation" if v.parents else "leaf")
-        lines = [title, f"{v.data:.4g}"] + ([f"grad {v.grad:.4g}"] if v.grad else [])
+        lines = list(filter(None, [title, f"{v.data:.4g}", f"grad {v.grad:.4g}" if v.grad else ""]))
         for k, line in enumerate(lines):
             ink = COLOURS[0] if line.startswith("grad ") else INK
             axes.text(x, y + 0.17 * ((len(lines) - 1) / 2 - k), line, ha="center", va="center", fontsize=8,
@@ -783,7 +784,7 @@ def roofline(roofs: Mapping[str, tuple[float, float]], points: Mapping[str, Mapp
         axes.plot(*zip(*named.values(), strict=True), MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)],
                   markersize=7, label=kind)  # fmt: skip
         for name, (x, y) in named.items():
-            axes.annotate(name, (x, y), (6, -3), textcoords="offset points", fontsize=8, va="top")
+            axes.annotate(name, (x, y), (0, -6), textcoords="offset points", fontsize=8, ha="center", va="top")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
