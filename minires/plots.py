@@ -788,6 +788,7 @@ def roofline(roofs: Mapping[str, tuple[float, float]], points: Mapping[str, Mapp
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
+    axes.set_ylim(bottom=min(y for _, y in measured) / 3)
     axes.set_xlabel("arithmetic intensity (FLOP for each byte moved)")
     axes.set_ylabel("GFLOP/s")
     axes.grid(alpha=0.3)

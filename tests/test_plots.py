@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib import rc_context, rcParams
 
 from minires import nn, plots
 from minires.data import Dataset
 from minires.functional import relu
 from minires.nn import Sequential
-from minires.resnet import build
+from minires.resnet import BasicBlock, Bottleneck, build
 from minires.tensor import Tensor, no_grad
 
 RNG = np.random.default_rng(0)
@@ -221,6 +222,44 @@ def test_graph_too_large_or_gone():
         plots.graph(z)
 
 
+# ---- chapter 1's scalar values
+
+
+class Value:
+    def __init__(self, data, parents=(), name="", grad=0.0):
+        self.data, self.parents, self.name, self.grad = data, parents, name, grad
+
+
+def test_values_of_a_small_expression(tmp_path):
+    x, k = Value(2.0, grad=12.0), Value(3.0, grad=4.0)
+    square = Value(4.0, (x, x), "*", grad=3.0)
+    y = Value(12.0, (square, k), "*")
+    figure = plots.values(y, tmp_path / "values.png", names={"x": x, "y": y}, order=[y, square])
+    assert (tmp_path / "values.png").is_file()
+    boxes = {"x": ["x", "2", "grad 12"], "k": ["3", "grad 4"], "square": ["*", "4", "grad 3"], "y": ["y: *", "12"]}
+    assert sorted(filter(None, texts(figure))) == sorted(sum(boxes.values(), []) + ["1", "2"])
+    assert (len(with_gid(figure, "leaf")), len(with_gid(figure, "operation"))) == (2, 2)
+    assert len(with_gid(figure, "edge")) == 4  # both of x's letters to its square
+    found = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    assert found["grad 12"][0] < found["grad 3"][0] < found["y: *"][0]
+
+
+def test_values_too_many():
+    value = Value(1.0)
+    for _ in range(60):
+        value = Value(1.0, (value, value), "+")
+    with pytest.raises(ValueError, match="61 tensors"):
+        plots.values(value)
+
+
+def test_pictures_are_drawn_in_a_notebooks_style_too():
+    with rc_context():
+        plots.notebook_style()
+        assert rcParams["axes.prop_cycle"].by_key()["color"] == list(plots.COLOURS)
+        assert plots.graph(scalar(1))._repr_png_().startswith(b"\x89PNG")  # no warning about its layout
+        assert plots.contact_sheet(tiny_set(), per_class=2)._repr_png_().startswith(b"\x89PNG")
+
+
 # ---- blocks
 
 
@@ -272,6 +311,150 @@ def test_blocks_of_a_students_own_net():
     figure = plots.blocks(Sequential(Sequential(first, nn.ReLU()), Sequential(second)))
     assert legend(figure) == ["0: 1 block", "1: 1 block"]
     assert_drawn_apart(figure)  # narrow as it is, it has room for the legend
+
+
+# ---- costs
+
+
+def test_widths_draw_each_map_and_each_convolution():
+    rng = np.random.default_rng(0)
+    net = {"basic": BasicBlock(64, 64, 1, "B", rng), "bottleneck": Bottleneck(256, 64, 2, "B", rng)}
+    figure = plots.widths(net)
+    wide = [bar.get_width() for bar in with_gid(figure, "map")]
+    np.testing.assert_allclose(wide, np.array([64, 64, 64, 256, 64, 64, 256]) * 2.4 / 256)
+    assert len(with_gid(figure, "layer")) == 5  # none for the projection
+    assert len({layer.get_facecolor() for layer in with_gid(figure, "layer")}) == 2  # 1x1 and 3x3
+    found = texts(figure)
+    assert "basic: 73,728 weights" in found and "bottleneck: 69,632 weights" in found
+    assert found.count("3x3\n36,864") == 3 and found.count("1x1\n16,384") == 2
+
+
+def test_a_roofline_rises_with_the_bandwidth_and_is_flat_at_the_peak():
+    points = {"conv": {"3x3": (36, 40)}, "other": {"relu": (0.125, 1), "norm": (0.5, 3)}}
+    (axes,) = plots.roofline({"here": (80, 10), "there": (8000, 400)}, points).axes
+    roofs = [line for line in axes.lines if line.get_gid() == "roof"]
+    for roof, (peak, bandwidth) in zip(roofs, ((80, 10), (8000, 400)), strict=True):
+        x, y = np.array(roof.get_data())
+        np.testing.assert_allclose(y, np.minimum(peak, bandwidth * x))
+        assert x[1] == peak / bandwidth
+    assert [list(line.get_xdata()) for line in axes.lines if line not in roofs] == [[36], [0.125, 0.5]]
+    assert [text.get_text() for text in axes.texts] == ["3x3", "relu", "norm"]
+    assert axes.get_xlim()[0] < 0.125 and axes.get_xlim()[1] > 20
+
+
+# ---- arrays and convolutions
+
+
+def test_numbers(tmp_path):
+    x = np.array([[1.0, -2, 0], [0.5, 4, 0.123456]])
+    figure = plots.numbers({"x": x, "row": x[0]}, tmp_path / "x.png", {"x": [(1, 1, 1, 2)]})
+    assert (tmp_path / "x.png").is_file()
+    assert texts(figure) == ["x", "1", "-2", "0", "0.5", "4", "0.123", "row", "1", "-2", "0"]
+    colours = [cell.get_facecolor()[:3] for cell in with_gid(figure, "cell")[:6]]
+    assert colours[2] == (1, 1, 1)  # 0 is white
+    assert colours[0][2] > colours[0][0] and colours[1][0] > colours[1][2]  # blue above, orange below
+    assert colours[4][0] < colours[0][0] < colours[3][0] < 1  # 4 is stronger than 1, 1 than 0.5
+    (mark,) = with_gid(figure, "mark")
+    corner = with_gid(figure, "cell")[4]
+    assert (mark.get_x(), mark.get_y(), mark.get_width(), mark.get_height()) == (corner.get_x(), corner.get_y(), 2, 1)
+
+
+def test_numbers_in_columns():
+    a, b, c = (np.full(shape, 7) for shape in ((2, 2), (2, 5), (3, 4)))
+    figure = plots.numbers({"a": a, "b": b, "c": c}, columns=2)
+    at = {text.get_text(): text.get_position() for text in figure.axes[0].texts if text.get_text() in "abc"}
+    assert at["a"][1] == at["b"][1] > at["c"][1] and at["a"][0] == at["c"][0] < at["b"][0]
+    boxes = [cell.get_bbox() for cell in with_gid(figure, "cell")]
+    assert len(boxes) == 4 + 10 + 12
+    assert not any(p.overlaps(q.padded(-0.01)) for i, p in enumerate(boxes) for q in boxes[:i])
+
+
+def test_patches_to_rows():
+    x = np.arange(12.0).reshape(3, 4)
+    w = np.stack([np.ones((2, 3)), np.array([[0, 0, 0], [0, 0, 1]])], axis=-1)
+    figure = plots.patches_to_rows(x, w)
+    found = texts(figure)
+    assert [text for text in found if text.startswith("patch")] == ["patch 0", "patch 1", "patch 2", "patch 3"]
+    y = found[found.index("y") - 8 : found.index("y")]
+    assert y == ["18", "6", "24", "7", "42", "10", "48", "11"]  # sums of the patches, and their last numbers
+    colours = [cell.get_facecolor() for cell in with_gid(figure, "cell")]
+    assert len(colours) == 4 * 12 + 4 * 6 + 6 * 2 + 4 * 2
+    copies, rows, results = colours[:48], colours[48:72], colours[84:]
+    white = (1, 1, 1, 1)
+    for k in range(4):
+        patch = [colour for colour in copies[12 * k : 12 * k + 12] if colour != white]
+        assert len(patch) == 6 and len(set(patch + rows[6 * k : 6 * k + 6] + results[2 * k : 2 * k + 2])) == 1
+    assert len(set(rows)) == 4
+    assert "patch 1" not in texts(plots.patches_to_rows(np.ones((3, 4)), np.ones((2, 3, 1)), stride=2))
+    with pytest.raises(ValueError, match="7 patches, x has 9"):
+        plots.patches_to_rows(np.ones((5, 5)), np.ones((3, 3, 1)))
+
+
+def tapped(figure):
+    """From input to output: the lines of a `taps` picture, and the colour of each."""
+    lines = [line for line in figure.axes[0].lines if line.get_gid() == "tap"]
+    return {tuple(line.get_xdata()): line.get_color() for line in lines}
+
+
+def test_taps():
+    figure = plots.taps(5, 3)
+    assert sorted(tapped(figure)) == [(i, j + 1) for i in range(5) for j in range(3) if 0 <= i - j < 3]
+    assert texts(figure) == ["x0", "x1", "x2", "x3", "x4", "y0", "y1", "y2"]
+    for k, colour in enumerate(plots.COLOURS[:3]):  # a colour for each weight
+        assert {i - (j - 1) for (i, j), c in tapped(figure).items() if c == colour} == {k}
+
+
+def test_taps_from_an_input_meet_the_weights_in_reverse():
+    def strong(figure):
+        labels = [text for text in figure.axes[0].texts if text.get_text().startswith("w")]
+        return [text.get_text() for text in sorted(labels, key=lambda text: text.get_position())]
+
+    assert strong(plots.taps(6, 3, output=1)) == ["w0", "w1", "w2"]
+    figure = plots.taps(6, 3, entry=3)
+    assert strong(figure) == ["w2", "w1", "w0"]
+    coloured = [line for line, colour in tapped(figure).items() if colour in plots.COLOURS]
+    assert sorted(coloured) == [(3, 2), (3, 3), (3, 4)]
+    assert_drawn_apart_labels(figure)
+
+
+def assert_drawn_apart_labels(figure):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    extents = [text.get_window_extent(canvas.get_renderer()) for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[:i])
+
+
+def test_taps_with_stride_and_padding():
+    figure = plots.taps(6, 3, stride=2, padding=1)
+    assert sorted({j for _, j in tapped(figure)}) == [0, 2, 4]
+    assert texts(figure).count("0") == 2
+    assert max(i for i, _ in tapped(figure)) == 5  # no line from the right zero
+    assert [box.get_linestyle() for box in with_gid(figure, "input")] == ["--"] + 6 * ["-"] + ["--"]
+
+
+def test_filters():
+    w = np.zeros((2, 3, 3, 10), np.float32)
+    w[0, 0, :, 1] = 4, -4, 2
+    figure = plots.filters(w)
+    sheet = np.asarray(figure.axes[0].images[0].get_array())
+    assert sheet.shape == (2 * 2 + 1, 8 * 3 + 7, 3)
+    np.testing.assert_allclose(sheet[0, 4], [1, 0, 0.75])
+    np.testing.assert_allclose(sheet[0, 0], 0.5)
+    np.testing.assert_allclose(sheet[0, 3], 1)  # between two filters
+    np.testing.assert_allclose(sheet[3, :7], np.array([[0.5] * 3] * 3 + [[1] * 3] + [[0.5] * 3] * 3))
+    np.testing.assert_allclose(sheet[3:, 8:], 1)  # a second line of two filters
+    with pytest.raises(ValueError, match="wanted .KH, KW, 3, F."):
+        plots.filters(np.ones((3, 3, 16, 16)))
+
+
+def test_chain():
+    figure = plots.chain(["x", "mean", "c"], [("x", "mean"), ("x", "c"), ("mean", "c")])
+    assert texts(figure) == ["x", "mean", "c"]
+    assert len(with_gid(figure, "quantity")) == 3
+    highest = [arrow._path_original.vertices[:, 1].max() for arrow in with_gid(figure, "use")]
+    assert len(highest) == 3 and [high > 0.25 for high in highest] == [False, True, False]  # the arc over "mean"
 
 
 # ---- all

@@ -1,0 +1,215 @@
+"""What the exercises of chapter 4 must do, and hints."""
+
+import numpy as np
+
+from minires import conv as library
+from minires.exercises import Exercise
+from minires.tensor import Tensor
+
+
+def normal(*shape, seed=0, dtype=np.float64):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+# ---- 4.1
+
+
+def output_size_cases():
+    yield "a kernel on a row, nothing else", (5, 3)
+    yield "a kernel as long as the row", (4, 4)
+    yield "padding 1", (32, 3, 1, 1)
+    yield "padding 3, a kernel of 7", (9, 7, 1, 3)
+    yield "stride 2, which fits exactly", (7, 3, 2)
+    yield "stride 2, a pixel left over", (32, 3, 2, 1)
+    yield "stride 3, two pixels left over", (11, 3, 3)
+    yield "stride 2 and padding 3", (224, 7, 2, 3)
+    yield "stride larger than the kernel", (10, 1, 4, 1)
+
+
+def output_size_reference(size, kernel, stride=1, padding=0):
+    return library.output_size(size, kernel, stride, padding)
+
+
+# ---- 4.2
+
+
+def im2col_cases():
+    yield "one square image, one channel", (normal(1, 4, 4, 1), 3, 3)
+    yield "an image that is not square", (normal(1, 4, 6, 1), 3, 3)
+    yield "a kernel that is not square", (normal(1, 5, 5, 1), 3, 2)
+    yield "three channels", (normal(1, 5, 4, 3), 2, 2)
+    yield "several images", (normal(3, 4, 5, 2), 2, 2)
+    yield "stride 2", (normal(2, 7, 5, 2), 3, 3, 2)
+    yield "padding 1", (normal(2, 4, 5, 2), 3, 3, 1, 1)
+    yield "stride 2 and padding 1, pixels left over", (normal(2, 6, 8, 2), 3, 3, 2, 1)
+    yield "float32", (normal(2, 5, 4, 2, dtype=np.float32), 3, 2, 1, 1)
+
+
+def im2col_reference(x, kh, kw, stride=1, padding=0):
+    """Patch by patch, from the definition."""
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    tops = range(0, x.shape[1] - kh + 1, stride)
+    lefts = range(0, x.shape[2] - kw + 1, stride)
+    return np.stack([image[t : t + kh, s : s + kw].ravel() for image in x for t in tops for s in lefts])
+
+
+# ---- 4.3
+
+
+def conv_cases():
+    yield "one square image, one channel, one filter", (normal(1, 5, 5, 1), normal(3, 3, 1, 1, seed=1))
+    yield "images and kernels that are not square", (normal(1, 4, 6, 1), normal(3, 2, 1, 1, seed=1))
+    yield "three channels", (normal(1, 5, 4, 3), normal(2, 2, 3, 1, seed=1))
+    yield "four filters", (normal(1, 5, 4, 3), normal(2, 2, 3, 4, seed=1))
+    yield "several images", (normal(3, 5, 4, 2), normal(3, 2, 2, 4, seed=1))
+    yield "a bias", (normal(2, 5, 4, 2), normal(3, 2, 2, 3, seed=1), normal(3, seed=2))
+    yield "stride 2", (normal(2, 7, 5, 2), normal(3, 3, 2, 3, seed=1), None, 2)
+    yield "padding 1", (normal(2, 4, 6, 2), normal(3, 3, 2, 3, seed=1), None, 1, 1)
+    yield "stride 2, padding 1 and a bias", (normal(2, 6, 8, 2), normal(3, 3, 2, 3, seed=1), normal(3, seed=2), 2, 1)
+    yield "float32", tuple(normal(*shape, dtype=np.float32) for shape in ((2, 5, 4, 2), (3, 2, 2, 3), (3,)))
+
+
+def conv_reference(x, w, bias=None, stride=1, padding=0):
+    return library.conv2d_slow(x, w, bias, stride, padding)
+
+
+# ---- 4.4 and 4.5
+
+
+def gradient_cases():
+    """Words, shape of x, shape of w, stride, padding, dtype."""
+    yield "one square image, one channel, one filter", (1, 5, 5, 1), (3, 3, 1, 1), 1, 0, np.float64
+    yield "images and kernels that are not square", (1, 4, 6, 1), (3, 2, 1, 1), 1, 0, np.float64
+    yield "three channels, two filters", (1, 5, 4, 3), (2, 2, 3, 2), 1, 0, np.float64
+    yield "several images", (4, 5, 4, 2), (3, 2, 2, 4), 1, 0, np.float64
+    yield "stride 2", (2, 7, 5, 2), (3, 3, 2, 3), 2, 0, np.float64
+    yield "padding 1", (2, 4, 6, 2), (3, 3, 2, 3), 1, 1, np.float64
+    yield "stride 2 and padding 1, pixels left over", (2, 6, 8, 2), (3, 3, 2, 3), 2, 1, np.float64
+    yield "a 1x1 kernel, stride 2", (2, 5, 4, 3), (1, 1, 3, 2), 2, 0, np.float64
+    yield "float32", (2, 5, 4, 2), (3, 2, 2, 3), 1, 1, np.float32
+
+
+def arrays(x_shape, w_shape, stride, padding, dtype):
+    x, w = normal(*x_shape, dtype=dtype), normal(*w_shape, seed=1, dtype=dtype)
+    grad = normal(*library.conv2d_slow(x, w, None, stride, padding).shape, seed=2, dtype=dtype)
+    return x, w, grad
+
+
+def weight_gradient_cases():
+    for words, x_shape, w_shape, stride, padding, dtype in gradient_cases():
+        x, _, grad = arrays(x_shape, w_shape, stride, padding, dtype)
+        yield words, (x, grad, *w_shape[:2], stride, padding)
+
+
+def weight_gradient_reference(x, grad, kh, kw, stride=1, padding=0):
+    w = Tensor(np.zeros((kh, kw, x.shape[3], grad.shape[3]), x.dtype), requires_grad=True)
+    bias = Tensor(np.zeros(grad.shape[3], x.dtype), requires_grad=True)
+    library.conv2d(Tensor(x), w, bias, stride, padding).backward(grad)
+    return w.grad, bias.grad
+
+
+def input_gradient_cases():
+    for words, x_shape, w_shape, stride, padding, dtype in gradient_cases():
+        _, w, grad = arrays(x_shape, w_shape, stride, padding, dtype)
+        yield words, (grad, w, x_shape, stride, padding)
+
+
+def input_gradient_reference(grad, w, shape, stride=1, padding=0):
+    x = Tensor(np.zeros(shape, grad.dtype), requires_grad=True)
+    library.conv2d(x, Tensor(w), None, stride, padding).backward(grad)
+    return x.grad
+
+
+EXERCISES = [
+    Exercise(
+        number="4.1",
+        name="output_size",
+        title="how many places a kernel has",
+        hints=(
+            "Draw a row of 5 pixels and a kernel of 3, and count. Then with a zero on each side. Then with stride 2. "
+            "What is the last place where the kernel's left end may stand?",
+            "The row is size + 2 padding long. The left end can stand at 0, stride, 2 stride, ... as long as it is at "
+            "most size + 2 padding - kernel.",
+            "Divide that by the stride and round down: //. One place more, as the first stands at 0:\n\n"
+            "    (... + 2 * ... - ...) // ... + 1",
+        ),
+        cases=output_size_cases,
+        reference=output_size_reference,
+        outputs=("the number of places",),
+    ),
+    Exercise(
+        number="4.2",
+        name="im2col",
+        title="every patch as a row",
+        hints=(
+            "Forget speed. For each image, each place: cut the patch out, flatten it, and it is a row. Get that right "
+            "on paper for a 3x3 image and a 2x2 kernel first.",
+            "With padded = x and a border of zeros, the patch of place (i, j) is\n\n"
+            "    padded[n, stride * i : stride * i + kh, stride * j : stride * j + kw]\n\n"
+            "and flattening it gives the order that is wanted: channels side by side.",
+            "Quicker: fill an array of six axes (N, OH, OW, KH, KW, C), a place in the kernel at a time. For (a, b) it "
+            "gets, of all images at once, every pixel that weight (a, b) meets:\n\n"
+            "    cols[:, :, :, a, b] = padded[:, a : a + stride * oh : stride, b : ...]\n\n"
+            "At the end, reshape to (N*OH*OW, KH*KW*C).",
+            "np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) puts the zeros there; "
+            "np.zeros(shape, x.dtype) makes the array in x's own dtype.",
+        ),
+        cases=im2col_cases,
+        reference=im2col_reference,
+        outputs=("the matrix",),
+    ),
+    Exercise(
+        number="4.3",
+        name="conv_forward",
+        title="a convolution as one product",
+        hints=(
+            "Patches are rows, filters are columns; the product of the two matrices holds every sum of products there "
+            "is. What remains is to give it back its four axes.",
+            "library.im2col(x, kh, kw, stride, padding) is (N*OH*OW, KH*KW*C). w has the axes (KH, KW, C, F), in the "
+            "same order as a row: a reshape makes it (KH*KW*C, F).",
+            "    y = library.im2col(...) @ w.reshape(-1, f)\n"
+            "    (then + bias, if there is one; it has one number for each column)\n"
+            "    return y.reshape(number of images, oh, ow, f)\n\n"
+            "library.output_size gives oh and ow: height with kh, width with kw.",
+        ),
+        cases=conv_cases,
+        reference=conv_reference,
+        outputs=("y",),
+    ),
+    Exercise(
+        number="4.4",
+        name="weight_gradients",
+        title="backward to the weights and the bias",
+        hints=(
+            "One weight is used at every place of every image. Each use adds: the upstream gradient there, times the "
+            "number that lay under the weight there.",
+            "As matrices the forward pass is Y = P W. Then dW = P^T G: the columns of P hold what each weight met, and "
+            "the product sums over the rows.",
+            "P is library.im2col(x, kh, kw, stride, padding), (N*OH*OW, KH*KW*C). G is grad.reshape(-1, f), "
+            "(N*OH*OW, F). Multiply, then reshape to (KH, KW, C, F).",
+            "The bias is added to every row of Y, so dbias is the sum of the rows of G: axis 0.",
+        ),
+        cases=weight_gradient_cases,
+        reference=weight_gradient_reference,
+        outputs=("dw", "dbias"),
+    ),
+    Exercise(
+        number="4.5",
+        name="input_gradient",
+        title="backward to the images",
+        hints=(
+            "Two steps. First the gradient of the matrix of patches; then take each entry back to the pixel it was "
+            "copied from. A pixel that was copied nine times gets the sum of nine.",
+            "As matrices Y = P W, so dP = G W^T: (N*OH*OW, F) times (F, KH*KW*C). See it as (N, OH, OW, KH, KW, C).",
+            "Begin with zeros of the padded size. For each place (a, b) in the kernel, the entries dP[:, :, :, a, b] "
+            "belong to the pixels\n\n"
+            "    padded[:, a : a + stride * oh : stride, b : b + stride * ow : stride]\n\n"
+            "Add them there: +=.",
+            "At the end cut the border off, `padding` pixels on each side. With padding 0 the slice padding:-padding "
+            "is empty; padding : padding + h is safe.",
+        ),
+        cases=input_gradient_cases,
+        reference=input_gradient_reference,
+        outputs=("dx",),
+    ),
+]

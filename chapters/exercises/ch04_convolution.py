@@ -1,0 +1,79 @@
+# Write your answers here, then run: python -m minires check
+"""Exercises of chapter 4, "Convolution is a matrix product".
+
+4.1 output_size         how many places a kernel has
+4.2 im2col              every patch as a row
+4.3 conv_forward        a convolution as one product
+4.4 weight_gradients    backward to the weights and the bias
+4.5 input_gradient      backward to the images
+
+The letters: N images, H W C height, width, channels in, F filters, KH KW kernel, OH OW output size. All arrays are
+NumPy arrays. Each exercise may use what minires has for the ones before it: library.output_size, library.im2col.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minires import conv as library
+
+
+def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
+    """4.1: in how many places a kernel of `kernel` pixels can stand on a row of `size` pixels.
+
+    `padding` zeros stand on each side of the row. The kernel starts at the left end and moves by `stride` pixels; it
+    must never reach beyond the last zero. Returns a whole number.
+    """
+    raise NotImplementedError("exercise 4.1")
+
+
+def im2col(x: np.ndarray, kh: int, kw: int, stride: int = 1, padding: int = 0) -> np.ndarray:
+    """4.2: every patch of the images as a row.
+
+    x: (N, H, W, C)  ->  (N*OH*OW, KH*KW*C), dtype of x; x stays as it is.
+
+    Rows: image by image, in each image from top to bottom, in each line from left to right. In a row: the patch from
+    top to bottom, from left to right, the C channels of a pixel side by side. The border holds zeros.
+
+        row (n, i, j), column (a, b, c)  =  x[n, stride*i + a - padding, stride*j + b - padding, c]
+    """
+    raise NotImplementedError("exercise 4.2")
+
+
+def conv_forward(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None, stride: int = 1, padding: int = 0
+) -> np.ndarray:
+    """4.3: a convolution, y = im2col(x) w + bias, with library.im2col.
+
+    x: (N, H, W, C), w: (KH, KW, C, F), bias: (F,) or None  ->  y: (N, OH, OW, F), dtype of x.
+
+        y[n, i, j, f] = bias[f] + sum over a, b, c of
+                            x[n, stride*i + a - padding, stride*j + b - padding, c] w[a, b, c, f]
+    """
+    raise NotImplementedError("exercise 4.3")
+
+
+def weight_gradients(
+    x: np.ndarray, grad: np.ndarray, kh: int, kw: int, stride: int = 1, padding: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """4.4: the gradients of a convolution for its weights and its bias, with library.im2col.
+
+    x: (N, H, W, C), grad = dL/dy: (N, OH, OW, F)  ->  dw: (KH, KW, C, F), dbias: (F,), dtype of x.
+
+        dw[a, b, c, f] = sum over n, i, j of  grad[n, i, j, f] x[n, stride*i + a - padding, stride*j + b - padding, c]
+        dbias[f]       = sum over n, i, j of  grad[n, i, j, f]
+    """
+    raise NotImplementedError("exercise 4.4")
+
+
+def input_gradient(
+    grad: np.ndarray, w: np.ndarray, shape: tuple[int, int, int, int], stride: int = 1, padding: int = 0
+) -> np.ndarray:
+    """4.5: the gradient of a convolution for its images. Write what col2im does yourself.
+
+    grad = dL/dy: (N, OH, OW, F), w: (KH, KW, C, F), shape: x's, (N, H, W, C)  ->  dx of that shape, dtype of grad.
+
+        dx[n, r, s, c] = sum of  grad[n, i, j, f] w[a, b, c, f]  over all filters f and over all i, j, a, b with
+                         stride*i + a - padding = r  and  stride*j + b - padding = s
+    """
+    raise NotImplementedError("exercise 4.5")

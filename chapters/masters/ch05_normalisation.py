@@ -1,0 +1,131 @@
+"""Exercises of chapter 5, "Keeping the signal alive".
+
+5.1 clip_by_norm            gradient clipping by the norm of all gradients
+5.2 batch_norm_training     batch norm, forward
+5.3 BatchNorm               running statistics, training and evaluation mode
+5.4 batch_norm_backward     the fused way back
+5.5 layer_norm              layer norm, forward
+
+All arrays are NumPy arrays, channel last. A channel's statistics run over all axes but the last: over N, H and W of
+pictures (N, H, W, C), over N of (N, C). The variance is the mean of the squared distances from the mean (biased:
+divided by the count), unless the text says otherwise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def clip_by_norm(gradients: list[np.ndarray], max_norm: float) -> tuple[list[np.ndarray], float]:
+    """5.1: scale all gradients together so that their common norm is at most max_norm.
+
+        norm = sqrt(sum of the squares of all numbers of all gradients)
+        every gradient times  min(1, max_norm / norm)
+
+    Returns a list of new arrays, in the same order, each with its gradient's dtype, and the norm before clipping, a
+    float. The given arrays stay as they are: others may hold them too. Gradients that are all zero stay zero.
+    """
+    # solution
+    norm = float(np.sqrt(sum((g * g).sum() for g in gradients)))
+    scale = max_norm / norm if norm > max_norm else 1.0
+    return [g * scale for g in gradients], norm
+    # end solution
+
+
+def batch_norm_training(
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float = 1e-5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """5.2: batch norm with the batch's own mean and variance.
+
+    x: (N, H, W, C) or (N, C), gamma and beta: (C,)  ->  y of the shape and dtype of x, mean (C,), var (C,).
+
+        xhat = (x - mean) / sqrt(var + eps)          y = gamma xhat + beta
+    """
+    # solution
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axis=axes)
+    centred = x - mean
+    var = (centred * centred).mean(axis=axes)
+    xhat = centred / np.sqrt(var + eps)
+    return gamma * xhat + beta, mean, var
+    # end solution
+
+
+class BatchNorm:
+    """5.3: batch norm that remembers: training mode and evaluation mode.
+
+    In training (self.training is True) `forward` normalises with the batch's mean and variance, and then moves the
+    running ones towards them:
+
+        running_mean = running_mean + momentum (mean - running_mean)
+        running_var  = running_var  + momentum (M / (M - 1) var - running_var)
+
+    M is how many numbers a channel has. M / (M - 1) makes the variance unbiased; the batch itself is normalised with
+    the biased one. In evaluation `forward` normalises with the running mean and variance, and changes nothing.
+    `normalise` below does the arithmetic.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
+        self.gamma = np.ones(channels)
+        self.beta = np.zeros(channels)
+        self.running_mean = np.zeros(channels)
+        self.running_var = np.ones(channels)
+        self.momentum = momentum
+        self.eps = eps
+        self.training = True
+
+    def normalise(self, x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+        """gamma (x - mean) / sqrt(var + eps) + beta."""
+        return self.gamma * (x - mean) / np.sqrt(var + self.eps) + self.beta
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """x: (N, H, W, C) or (N, C)  ->  y of the same shape."""
+        # solution
+        if not self.training:
+            return self.normalise(x, self.running_mean, self.running_var)
+        axes = tuple(range(x.ndim - 1))
+        mean, var = x.mean(axis=axes), x.var(axis=axes)
+        m = x.size // x.shape[-1]
+        unbiased = var * m / (m - 1)
+        self.running_mean = self.running_mean + self.momentum * (mean - self.running_mean)
+        self.running_var = self.running_var + self.momentum * (unbiased - self.running_var)
+        return self.normalise(x, mean, var)
+        # end solution
+
+
+def batch_norm_backward(
+    grad: np.ndarray, x: np.ndarray, gamma: np.ndarray, eps: float = 1e-5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """5.4: the gradients of batch norm in training: y = gamma xhat + beta, xhat = s (x - mean), s = 1/sqrt(var + eps).
+
+    grad = dL/dy and x: (N, H, W, C) or (N, C), gamma: (C,)  ->  dx of the shape and dtype of x, dgamma: (C,),
+    dbeta: (C,). With sums over the M numbers of a channel:
+
+        dbeta = sum grad          dgamma = sum grad xhat
+        dx = gamma s (grad - dbeta / M - xhat dgamma / M)
+    """
+    # solution
+    axes = tuple(range(x.ndim - 1))
+    m = x.size // x.shape[-1]
+    s = 1 / np.sqrt(x.var(axis=axes) + eps)
+    xhat = (x - x.mean(axis=axes)) * s
+    dbeta = grad.sum(axis=axes)
+    dgamma = (grad * xhat).sum(axis=axes)
+    dx = gamma * s * (grad - dbeta / m - xhat * dgamma / m)
+    return dx, dgamma, dbeta
+    # end solution
+
+
+def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float = 1e-5) -> np.ndarray:
+    """5.5: layer norm: mean and variance at each position, over its C channels.
+
+    x: (N, H, W, C) or (N, C), gamma and beta: (C,)  ->  y of the shape and dtype of x.
+
+        xhat = (x - mean) / sqrt(var + eps)          y = gamma xhat + beta
+    """
+    # solution
+    mean = x.mean(axis=-1, keepdims=True)
+    centred = x - mean
+    var = (centred * centred).mean(axis=-1, keepdims=True)
+    return gamma * centred / np.sqrt(var + eps) + beta
+    # end solution

@@ -1,0 +1,110 @@
+"""Four gates for every exercise: its stub is "not started", its solution passes, each wrong answer is found wrong with
+the diagnosis expected of it, and there are at least five of those. All in this process; `pytest -k ch04` for one
+chapter, `-k "4.2"` for one exercise."""
+
+import ast
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minires.exercises import Exercise, Wrong, examine, exercises_of, load, make_solution, make_stub, make_wrong, read
+
+CHAPTERS = Path(__file__).parent.parent / "chapters"
+STEMS = sorted(path.stem for path in (CHAPTERS / "masters").glob("ch*.py"))
+MASTERS = {stem: read(CHAPTERS / "masters" / f"{stem}.py") for stem in STEMS}
+EXERCISES = {stem: exercises_of(stem, CHAPTERS) for stem in STEMS}
+WRONG = {stem: load(read(CHAPTERS / "wrong" / f"{stem}.py"), f"{stem}.py")["WRONG"] for stem in STEMS}
+EACH = [pytest.param(stem, e, id=f"{stem}-{e.number}-{e.name}") for stem in STEMS for e in EXERCISES[stem]]
+EACH_WRONG = [
+    pytest.param(stem, e, wrong, id=f"{stem}-{e.number}-{wrong.mistake}")
+    for stem in STEMS for e in EXERCISES[stem] for wrong in WRONG[stem] if wrong.exercise == e.number
+]  # fmt: skip
+
+
+# ---- the gates
+
+
+@pytest.mark.parametrize("stem, exercise", EACH)
+def test_the_stub_is_not_started(stem: str, exercise: Exercise):
+    found = examine(exercise, make_stub(MASTERS[stem], EXERCISES[stem]), "stub.py")
+    assert found.status == "not started", f"the stub must end at its NotImplementedError in every case:\n{found.text}"
+
+
+@pytest.mark.parametrize("stem, exercise", EACH)
+def test_the_solution_passes_soon(stem: str, exercise: Exercise):
+    start = time.perf_counter()
+    found = examine(exercise, make_solution(MASTERS[stem]), "solution.py")
+    seconds = time.perf_counter() - start
+    assert found.status == "solved", f"the master's solution is not right:\n{found.text}"
+    assert seconds < 10, f"the check took {seconds:.1f} s; wanted about one, and never over ten: use smaller cases"
+
+
+@pytest.mark.parametrize("stem, exercise, wrong", EACH_WRONG)
+def test_a_wrong_answer_gets_its_diagnosis(stem: str, exercise: Exercise, wrong: Wrong):
+    answer = make_wrong(MASTERS[stem], EXERCISES[stem], wrong)
+    found = examine(exercise, answer, "wrong.py")
+    planted = f"{exercise.number}: {wrong.mistake!r} was planted"
+    if found.status == "solved":
+        pytest.fail(f"{planted} and passes: the check needs a case that tells it apart\n\n"
+                    f"{wrong.old}\n    became\n{wrong.new}", pytrace=False)  # fmt: skip
+    if not wrong.fits(found.diagnosis):
+        pytest.fail(f"{planted} and found wrong, but not as expected\nexpected:  {wrong.says}\n"
+                    f"diagnosis: {found.diagnosis}\n\nThe student sees:\n\n{found.text}", pytrace=False)  # fmt: skip
+    assert len(found.text.splitlines()) <= 24, f"too long for one screen:\n{found.text}"
+    assert found.text.startswith("hint: ") and "Traceback" not in found.text
+
+
+@pytest.mark.parametrize("stem, exercise", EACH)
+def test_no_exercise_is_without_its_wrong_answers(stem: str, exercise: Exercise):
+    mistakes = [wrong.mistake for wrong in WRONG[stem] if wrong.exercise == exercise.number]
+    assert len(mistakes) >= 5, f"{exercise.number} has {len(mistakes)} wrong answers, wanted 5 or more"
+    assert len(set(mistakes)) == len(mistakes), f"two wrong answers of {exercise.number} have the same name"
+
+
+# ---- the files fit together
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_wrong_answer_belongs_to_an_exercise_and_every_folder_has_the_chapter(stem: str):
+    numbers = {e.number for e in EXERCISES[stem]}
+    strays = [wrong for wrong in WRONG[stem] if wrong.exercise not in numbers]
+    assert not strays, f"no such exercise: {strays}"
+    for folder in ("exercises", "solutions", "checks"):
+        assert (CHAPTERS / folder / f"{stem}.py").exists(), "run: python chapters/build.py exercises"
+
+
+@pytest.mark.parametrize("stem, exercise", EACH)
+def test_numbers_hints_cases_and_docstrings(stem: str, exercise: Exercise):
+    chapter = int(stem[2:4])
+    assert exercise.number.split(".")[0] == str(chapter), f"{exercise.number} is not of chapter {chapter}"
+    assert len(exercise.hints) >= 3, f"{exercise.number} has {len(exercise.hints)} hints, wanted 3 or more"
+    words = [words for words, _ in exercise.cases()]
+    assert len(words) >= 3 and len(set(words)) == len(words), f"wanted 3 cases or more, no two alike: {words}"
+    nodes = [n for n in ast.parse(MASTERS[stem]).body if getattr(n, "name", "") == exercise.name]
+    assert nodes, f"the master has no function or class {exercise.name}"
+    doc = ast.get_docstring(nodes[0]) or ""
+    assert doc.startswith(f"{exercise.number}: "), f"the docstring of {exercise.name} must begin with its number"
+
+
+def test_numbers_are_in_order_and_no_two_alike():
+    numbers = [tuple(map(int, e.number.split("."))) for stem in STEMS for e in EXERCISES[stem]]
+    assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_stubs_and_solutions_are_what_the_masters_make(stem: str, build):
+    for path, text in build.exercise_files(stem).items():
+        own = path.parent.name == "exercises" and build.holds_answers(path, EXERCISES[stem])
+        if own and "CI" not in os.environ:
+            pytest.skip(f"{path.name} holds answers")
+        assert read(path) == text, f"{path} is out of step: run python chapters/build.py exercises"
+
+
+@pytest.fixture
+def build(monkeypatch):
+    monkeypatch.syspath_prepend(str(CHAPTERS))
+    monkeypatch.delitem(sys.modules, "build", raising=False)
+    return __import__("build")
