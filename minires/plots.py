@@ -274,6 +274,45 @@ def prediction(images: Sequence[np.ndarray], names: Sequence[str],
     return _saved(figure, path)
 
 
+def confusion(matrix: Any, classes: Sequence[str], path: str | FilePath | None = None) -> Figure:
+    """How often each class (a row) was taken for each class (a column): right answers blue, mistakes orange, each the
+    stronger the more. A cell without a number is 0. Raises ValueError where the matrix does not fit the classes."""
+    counts, k = np.asarray(matrix), len(classes)
+    if counts.shape != (k, k):
+        raise ValueError(f"confusion: matrix has shape {counts.shape}, wanted ({k}, {k}), a row for each class")
+    right = np.eye(k, dtype=bool)
+    most = np.where(right, max(1, counts[right].max(initial=0)), max(1, counts[~right].max(initial=0)))
+    figure = _picture(1.6 + 0.46 * k, 1.3 + 0.4 * k)
+    axes = figure.add_subplot(xlim=(0, k), ylim=(k, 0), xlabel="the net says", ylabel="it is")
+    for i, j in np.ndindex(k, k):
+        colour = _mix(COLOURS[0] if i == j else COLOURS[1], 0.6 * counts[i, j] / most[i, j])
+        axes.add_patch(Rectangle((j, i), 1, 1, facecolor=colour, edgecolor="#dddddd", linewidth=0.6, gid="cell"))
+        if counts[i, j]:
+            axes.text(j + 0.5, i + 0.5, str(counts[i, j]), ha="center", va="center_baseline", fontsize=8)
+    axes.set_xticks(np.arange(k) + 0.5, classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(np.arange(k) + 0.5, classes)
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    return _saved(figure, path)
+
+
+def gallery(images: Sequence[np.ndarray], captions: Sequence[str], path: str | FilePath | None = None,
+            columns: int = 8) -> Figure:  # fmt: skip
+    """Images (H, W, 3) in rows of `columns`, each under its caption."""
+    if not 1 <= len(images) <= MOST_IMAGES:
+        raise ValueError(f"gallery: one picture shows 1 to {MOST_IMAGES} images, got {len(images)}")
+    columns = min(columns, len(images))
+    rows, high = ceil(len(images) / columns), 1 + max(caption.count("\n") for caption in captions)
+    figure = _picture(1.05 * columns, (1.0 + 0.15 * high) * rows)
+    cells = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, image, caption in zip(figure.axes, images, captions, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(caption, fontsize=7, parse_math=False)
+    return _saved(figure, path)
+
+
 # ---- boxes and arrows
 
 

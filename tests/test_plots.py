@@ -457,6 +457,37 @@ def test_chain():
     assert len(highest) == 3 and [high > 0.25 for high in highest] == [False, True, False]  # the arc over "mean"
 
 
+# ---- what a net gets wrong
+
+
+def test_confusion():
+    figure = plots.confusion([[7, 2, 0], [1, 3, 0], [4, 0, 0]], ("cat", "dog", "ship"))
+    (axes,) = figure.axes
+    assert texts(figure) == ["7", "2", "1", "3", "4"]
+    places = {text.get_text(): text.get_position() for text in axes.texts}
+    assert places["2"] == (1.5, 0.5) and places["4"] == (0.5, 2.5)  # guesses to the right, labels downwards
+    assert axes.get_ylim() == (3, 0)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "ship"]
+    colours = [cell.get_facecolor()[:3] for cell in with_gid(figure, "cell")]
+    assert colours[0][2] > colours[0][0] and colours[6][0] > colours[6][2]  # blue where right, orange where wrong
+    assert colours[6][2] < colours[1][2] < colours[3][2] < 1  # 4 is stronger than 2, 2 than 1
+    assert colours[2] == colours[8] == (1, 1, 1)
+    plots.confusion(np.zeros((3, 3), int), ("cat", "dog", "ship"))
+    with pytest.raises(ValueError, match="shape .2, 3., wanted .3, 3."):
+        plots.confusion(np.zeros((2, 3), int), ("cat", "dog", "ship"))
+
+
+def test_gallery():
+    images = [np.full((4, 5, 3), k, np.uint8) for k in range(5)]
+    figure = plots.gallery(images, [f"no. {k}\n$5" for k in range(5)], columns=3)
+    assert len(figure.axes) == 6 and not figure.axes[5].images
+    for k, axes in enumerate(figure.axes[:5]):
+        assert axes.get_title() == f"no. {k}\n$5" and (np.asarray(axes.images[0].get_array()) == k).all()
+    assert len(plots.gallery(images[:2], ["a", "b"]).axes) == 2
+    with pytest.raises(ValueError, match="1 to 40 images, got 0"):
+        plots.gallery([], [])
+
+
 # ---- all
 
 
