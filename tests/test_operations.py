@@ -5,6 +5,7 @@ Most tests run on several devices: the inputs are made on the host, and `there(o
 
 # mypy: disable-error-code="union-attr, arg-type, call-arg, misc"
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ CONVOLUTIONS = [
     ((4, 3, 3, 2), (3, 3, 2, 5), 1, 0),
     ((3, 9, 4, 2), (3, 3, 2, 2), 3, 2),
     ((1, 7, 5, 2), (4, 4, 2, 3), 2, 1),
+    ((2, 4, 5, 2), (1, 2, 2, 3), 1, 0),
 ]
 POOLINGS = [  # x, kernel, stride, padding
     ((3, 6, 4, 2), 2, None, 0),
@@ -467,6 +469,11 @@ def test_batch_norm_in_evaluation_leaves_the_running_statistics_alone(there, dev
     np.testing.assert_allclose(out.data, (x - mean) / np.sqrt(var + 1e-5), rtol=1e-12)
 
 
+def test_global_average_pooling_is_the_mean_of_each_channel(there):
+    x = draw(2, 3, 5, 4)
+    np.testing.assert_allclose(there(global_avg_pool)(Tensor(x)).data, x.mean((1, 2)), rtol=1e-12)
+
+
 def test_dropout_scales_what_it_keeps_and_repeats_for_a_seed(there):
     """On every device what it would be on the CPU."""
     x = Tensor(np.ones((100, 100)), requires_grad=True)
@@ -480,10 +487,27 @@ def test_dropout_scales_what_it_keeps_and_repeats_for_a_seed(there):
     np.testing.assert_array_equal(dropout(x, 0.0, np.random.default_rng(0)).data, x.data)
 
 
+def test_dropout_of_probability_0_drops_nothing_even_at_a_draw_of_0():
+    class Draws:
+        def random(self, shape):
+            return np.array([0.0, 0.5])
+
+    np.testing.assert_array_equal(dropout(Tensor(np.ones(2)), 0.0, Draws()).data, [1, 1])
+    np.testing.assert_array_equal(dropout(Tensor(np.ones(2)), 0.5, Draws()).data, [0, 2])
+
+
+def test_a_convolution_of_300_channels(there):
+    """Python makes a new object of each number above 256, so that `is` would not do for `==`."""
+    x, w = draw(1, 2, 2, 300), draw(1, 1, 300, 2, seed=2)
+    np.testing.assert_allclose(there(conv2d)(Tensor(x), Tensor(w)).data, x @ w[0, 0], rtol=1e-10)
+
+
 def test_option_a_puts_half_of_its_zeros_on_each_side(there):
     out = there(subsample_and_pad)(Tensor(np.ones((1, 3, 5, 2))), 2, 5).data
     assert out.shape == (1, 2, 3, 5)
     np.testing.assert_array_equal(out[0, 0, 0], [0, 1, 1, 0, 0])
+    out = there(subsample_and_pad)(Tensor(np.ones((1, 3, 5, 2))), 2, 6).data
+    np.testing.assert_array_equal(out[0, 0, 0], [0, 0, 1, 1, 0, 0])
 
 
 def test_no_operation_writes_into_its_inputs(device):
@@ -497,6 +521,24 @@ def test_no_operation_writes_into_its_inputs(device):
         out.backward(upstream)
         for a, b in zip([*arrays, upstream], [*before, draw(*out.shape)], strict=True):
             np.testing.assert_array_equal(to_host(a), b)
+
+
+def test_a_convolution_never_holds_the_patches_of_a_whole_batch():
+    """They would take nine times the memory of the images: 75 MB here. It works through the batch in chunks."""
+    x, w = (Tensor(normal(*shape), requires_grad=True) for shape in ((128, 32, 32, 16), (3, 3, 16, 16)))
+    upstream, peaks = normal(*x.shape), []
+    backend.set_threads(1)  # each thread has a chunk of its own
+    tracemalloc.start()
+    try:
+        out = conv2d(x, w, padding=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.reset_peak()
+        out.backward(upstream)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+    # the images take 8 MiB, and so does the output; going back there are their gradient and the copy in x.grad too
+    assert peaks[0] < 16 * 2**20 and peaks[1] < 32 * 2**20
 
 
 @pytest.mark.parametrize("op", [
@@ -553,6 +595,8 @@ def as32(t):
     (lambda: max_pool2d(X, 7), ValueError, r"max_pool2d: the kernel \(7, 7\) is larger"),
     (lambda: max_pool2d(X, 2, 1, 2), ValueError,
      "max_pool2d: padding may be at most half the kernel, 1, got 2"),
+    (lambda: max_pool2d(Tensor(draw(1, 1, 9, 3)), 4, 1, 1), ValueError,
+     r"max_pool2d: the kernel \(4, 4\) is larger"),
     (lambda: avg_pool2d(X, 2, 0), ValueError, "avg_pool2d: .*stride 0"),
     (lambda: global_avg_pool(Tensor(draw(2, 3))), ValueError, r"global_avg_pool: x has shape \(2, 3\)"),
     (lambda: batch_norm(X, Tensor(np.ones(4)), ZEROS3, *running(3, X)), ValueError,
@@ -573,13 +617,20 @@ def as32(t):
     (lambda: add_relu(X, as32(X)), TypeError, "add_relu: x is float64, shortcut float32"),
     (lambda: linear(Tensor(draw(2, 3)), Tensor(draw(4, 5))), ValueError,
      r"linear: .*got x \(2, 3\) and w \(4, 5\)"),
+    (lambda: linear(Tensor(draw(2, 4, 4)), Tensor(draw(4, 5))), ValueError, "linear: wanted x"),
+    (lambda: log_softmax(Tensor(1.0)), ValueError, r"log_softmax: x has shape \(\), wanted"),
+    (lambda: log_softmax(Tensor(np.zeros((2, 0)))), ValueError, r"log_softmax: x has shape \(2, 0\), wanted"),
     (lambda: dropout(X, 1.0, np.random.default_rng(0)), ValueError,
      "dropout: p must be in 0 <= p < 1, got 1.0"),
+    (lambda: subsample_and_pad(Tensor(draw(2, 3, 4)), 2, 8), ValueError, "subsample_and_pad: wanted x"),
+    (lambda: subsample_and_pad(X, 0, 8), ValueError, "subsample_and_pad: wanted .* and 0"),
     (lambda: subsample_and_pad(X, 2, 2), ValueError, "subsample_and_pad: x has 3 channels already"),
     (lambda: cross_entropy(LOGITS, np.array([0, 1, 4])), ValueError, r"labels: wanted 0\.\.3, got 0\.\.4"),
     (lambda: cross_entropy(LOGITS, np.array([0, 1, -1])), ValueError, r"labels: wanted 0\.\.3, got -1\.\.1"),
     (lambda: cross_entropy(LOGITS, np.array([0, 1])), ValueError,
      "cross_entropy: 3 rows of logits, but 2 labels"),
+    (lambda: cross_entropy(LOGITS, np.array([0, 1, 2, 3])), ValueError,
+     "cross_entropy: 3 rows of logits, but 4 labels"),
     (lambda: cross_entropy(LOGITS, np.array([0.0, 1, 2])), ValueError, "labels: wanted integers .*float64"),
     (lambda: cross_entropy(LOGITS, np.eye(3, dtype=int)), ValueError,
      r"labels: wanted integers of shape \(N,\)"),

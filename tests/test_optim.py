@@ -59,9 +59,10 @@ def test_a_step_leaves_gradients_alone_and_skips_parameters_without_one():
     grad = np.array([1.0, 2.0, 3.0])
     grad.setflags(write=False)
     p.grad = grad
-    opt = SGD([p, q], lr=1.0, momentum=0.9, weight_decay=0.1, nesterov=True)
+    opt = SGD([q, p], lr=1.0, momentum=0.9, weight_decay=0.1, nesterov=True)
     opt.step()
     np.testing.assert_array_equal(p.grad, [1.0, 2.0, 3.0])
+    assert (p.data < 1).all()
     np.testing.assert_array_equal(q.data, 1.0)
     opt.zero_grad()
     assert p.grad is None
@@ -72,11 +73,16 @@ def test_a_step_leaves_gradients_alone_and_skips_parameters_without_one():
     ({"lr": math.nan}, "lr must be a number from 0 on"),
     ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be"),
     ({"lr": 0.1, "momentum": 1.0}, "momentum must be in"),
+    ({"lr": 0.1, "momentum": -0.1}, "momentum must be in"),
     ({"lr": 0.1, "nesterov": True}, "nesterov needs a momentum"),
 ])  # fmt: skip
 def test_wrong_settings_are_named(options, told):
     with pytest.raises(ValueError, match=told):
         SGD([Tensor(np.ones(1), requires_grad=True)], **options)
+
+
+def test_a_net_may_have_hundreds_of_parameters():
+    assert len(SGD([Tensor(np.ones(1)) for _ in range(300)], lr=0.1).params) == 300
 
 
 def test_no_parameters_is_an_error():
@@ -133,6 +139,7 @@ def test_one_cycle_rises_and_falls_in_straight_lines():
 def test_one_cycle_of_a_few_steps_stays_in_range(total):
     rate = one_cycle(0.2, total)
     assert all(0 <= rate(s) <= 0.2 for s in range(total + 2))
+    assert rate(total) == 0
 
 
 def test_warm_up_comes_first_and_the_schedule_keeps_its_own_count():

@@ -223,6 +223,7 @@ def test_mixing_dtypes_raises(op, there):
     (lambda x: x * np.ones(4), ValueError, r"mul: shapes \(2, 3\) and \(4,\)"),
     (lambda x: x / leaf(4), ValueError, r"div: shapes \(2, 3\) and \(4,\)"),
     (lambda x: x @ x, ValueError, r"matmul: wanted .*, got \(2, 3\) @ \(2, 3\)"),
+    (lambda x: x @ leaf(4, 2), ValueError, r"matmul: wanted .*, got \(2, 3\) @ \(4, 2\)"),
     (lambda x: x @ leaf(3), ValueError, r"matmul: wanted .*, got \(2, 3\) @ \(3,\)"),
     (lambda x: x**x, TypeError, "pow: the exponent must be a number"),
     (lambda x: x.sum(2), ValueError, r"sum: axis 2 is not one of an array of shape \(2, 3\)"),
