@@ -12,7 +12,6 @@
 # **Time**: about 75 minutes to read and run, 60 for the exercises.
 
 # %% tags=["hide-input"]
-# ruff: noqa: E402
 # Run this first. Where minires is missing, it installs the checkout that this notebook lies in.
 import importlib.util
 import subprocess

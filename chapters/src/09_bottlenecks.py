@@ -13,7 +13,6 @@
 # **Time**: about 60 minutes to read and run, 75 for the exercises.
 
 # %% tags=["hide-input"]
-# ruff: noqa: E402
 # Run this first. Where minires is missing, it installs the checkout that this notebook lies in.
 import importlib.util
 import subprocess

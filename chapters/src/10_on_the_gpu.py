@@ -17,7 +17,6 @@
 # > and from a figure measured without a GPU, and are called so.
 
 # %% tags=["hide-input"]
-# ruff: noqa: E402
 # Run this first. Where minires is missing, it installs the checkout that this notebook lies in.
 import importlib.util
 import subprocess
