@@ -92,7 +92,7 @@ def read_metrics(run: str | FilePath) -> list[dict[str, Any]]:
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets within brackets within brackets
             row = None
         figures = row.values() if isinstance(row, dict) and row.get("epoch") is not None else [None, ""]
         if not all(value is None or isinstance(value, int | float) for value in figures):
@@ -583,6 +583,37 @@ def _shortcut(axes: Axes, x: float, top: float, bottom: float, right: float, sty
     _arrow(axes, points, codes, linestyle=style, linewidth=1.3, gid="shortcut")
     axes.plot(x, bottom, "o", markersize=7, markerfacecolor="white", markeredgecolor=INK)
     axes.plot(x, bottom, "+", markersize=6, markeredgecolor=INK)
+
+
+def block_pair(path: str | FilePath | None = None) -> Figure:
+    """A plain block beside a residual one, operation by operation (the paper's Figure 2)."""
+    colours = {"3x3 conv": COLOURS[0], "batch norm": COLOURS[2], "ReLU": COLOURS[4]}
+    inside = ("3x3 conv", "batch norm", "ReLU", "3x3 conv", "batch norm")
+    width, high, step = 1.5, 0.42, 0.66
+    end = -step * (len(inside) + 2.55)  # of the way down
+    figure, axes = _canvas(-2.2, 6.2, end - 0.4, 0.9, inches=0.62)
+    for x, title, name in ((0.0, "plain block", "H(x)"), (3.8, "residual block", "F(x)")):
+        axes.text(x, 0.6, title, ha="center", weight="bold", fontsize=9)
+        axes.text(x, 0.1, "x", ha="center", fontsize=9)
+        tail = (x, 0.0)
+        for i, text in enumerate((*inside, "", "ReLU")):
+            y = -step * (i + 0.75)
+            if text:
+                _arrow(axes, [tail, (x, y + high / 2)])
+                _box(axes, x, y, width, high, text, colours[text], gid="layer")
+                tail = (x, y - high / 2)
+            elif name == "F(x)":
+                _shortcut(axes, x, -0.12, y, x + width / 2 + 0.6, "-")
+                axes.text(x + width / 2 + 0.7, y / 2, "x", va="center", fontsize=9)
+                _arrow(axes, [tail, (x, y + 0.08)])
+                tail = (x, y - 0.08)
+                axes.text(x - 0.25, y, "F(x) + x", ha="right", va="center", fontsize=9)
+        _arrow(axes, [tail, (x, end)])
+        axes.text(x, end - 0.3, "y", ha="center", fontsize=9)
+        left, low = x - width / 2 - 0.2, -step * (len(inside) - 0.25) - high / 2
+        axes.plot([left + 0.1, left, left, left + 0.1], [-0.3, -0.3, low, low], color=INK, linewidth=1)
+        axes.text(left - 0.1, (low - 0.3) / 2, name, ha="right", va="center", fontsize=9)
+    return _saved(figure, path)
 
 
 def _drawn(net: Module) -> list[_Block]:

@@ -302,6 +302,14 @@ def test_blocks_tell_kernels_stages_and_repeats(tmp_path):
     assert len(colours) == 1 + 3
 
 
+def test_a_block_pair_differs_by_the_shortcut_alone():
+    figure = plots.block_pair()
+    assert len(with_gid(figure, "layer")) == 2 * 6 and len(with_gid(figure, "shortcut")) == 1
+    found = texts(figure)
+    assert [found.count(text) for text in ("3x3 conv", "batch norm", "ReLU", "H(x)", "F(x)")] == [4, 4, 4, 1, 1]
+    assert found.count("F(x) + x") == 1
+
+
 def test_blocks_of_a_students_own_net():
     net = Sequential(nn.Conv2d(3, 8, 3, rng=RNG), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
                      nn.Linear(8 * 30 * 30, 10, rng=RNG))  # fmt: skip
