@@ -35,7 +35,7 @@ def plain_layers_reference(depth, width=16, size=32):
 def verdict_cases():
     yield "worse on both, the test error more so", ((10.0, 14.0), (12.0, 18.0))
     yield "better in training, worse on the test images", ((10.0, 14.0), (3.0, 16.0))
-    yield "better on both", ((10.0, 14.0), (6.0, 12.0))
+    yield "better on both", ((10.0, 14.0), (6.0, 9.0))
     yield "worse in training, better on the test images", ((10.0, 14.0), (11.0, 13.0))
     yield "better on both, the gap between them wider", ((10.0, 12.0), (1.0, 9.0))
     yield "worse on both, the gap between them narrower", ((10.0, 16.0), (15.0, 17.0))
@@ -145,8 +145,8 @@ def identity_norm_run(answer, x, eps=1e-5):
     """The four arrays, and what batch norm does with them."""
     got = answer(x, eps)
     if isinstance(got, tuple | list) and len({id(part) for part in got}) < len(got):
-        raise Mistake("beta and the running mean are one and the same array: training changes one of them and not the "
-                      "other, so return a copy")  # fmt: skip
+        raise Mistake("two of the four are one and the same array: who changes one would change the other, so return "
+                      "a copy")  # fmt: skip
     return got
 
 
@@ -158,8 +158,8 @@ EXERCISES = [
         hints=(
             "Begin with plain-8: n = 1. Write its seven convolutions down by hand, line by line, before you write any "
             "code: channels in, channels out, stride, height of the output.",
-            "depth = 6n + 2, so n = (depth - 2) // 6. A stage has n blocks of two convolutions: 2n. What one layer puts "
-            "out is what the next one takes in, also from stage to stage.",
+            "depth = 6n + 2, so n = (depth - 2) // 6. A stage has n blocks of two convolutions: 2n. What one layer "
+            "puts out is what the next one takes in, also from stage to stage.",
             "    layers = [(3, width, 1, size)]\n"
             "    for each of the three stages:\n"
             "        for each of its 2n convolutions:\n"
@@ -194,8 +194,8 @@ EXERCISES = [
         title="how much gradient arrives in each layer",
         hints=(
             "Four steps: forget old gradients, loss, backward, and then read each layer's gradient.",
-            "The norm is that of all the numbers of the layer's gradient, as if they were one long vector: square, sum, "
-            "root. A mean would hide that layers differ in size.",
+            "The norm is that of all the numbers of the layer's gradient, as if they were one long vector: square, "
+            "sum, root. A mean would hide that layers differ in size.",
             "    net.zero_grad()\n"
             "    cross_entropy(net(Tensor(x)), y).backward()\n"
             "    [... p.grad ... for p in net.parameters() if p.ndim == 4]\n\n"

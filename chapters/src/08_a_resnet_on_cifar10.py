@@ -1,0 +1,624 @@
+# %% [markdown]
+# # 8. A ResNet on CIFAR-10
+#
+# **After this chapter you can**
+# - write down a whole training recipe, and say what each ingredient is for;
+# - take an ingredient away and measure what it did, without fooling yourself;
+# - read training curves: overfitting, underfitting, and the jump where the learning rate falls;
+# - look at what a net gets wrong, as a table and as pictures;
+# - tell what 110 or 1,202 layers cost before you begin.
+#
+# **You need** chapters 3, 5 and 7 (SGD and weight decay, batch norm, the residual block).
+#
+# **Time**: about 75 minutes to read and run, 75 for the exercises.
+
+# %% tags=["hide-input"]
+# Run this first. Where minires is missing, it installs the checkout that this notebook lies in.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("minires") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".."], check=True)
+    sys.path.insert(0, "..")
+
+# %%
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import minires as mr
+from minires import nn, plots, tables
+from minires.data import Loader, Normalise
+from minires.data.augment import augment
+from minires.experiments import EXPERIMENTS, look_inside
+from minires.optim import one_cycle
+from minires.run import PAPER_STEPS, RECIPES, schedule_of
+from minires.train import Config, evaluate, open_data
+
+plots.notebook_style()
+RESULTS = Path("..") / "results"  # what was recorded on real CIFAR-10
+
+# %% [markdown]
+# ## 1. The recipe on one card
+#
+# A net is half of a result. The other half is how it was trained. Section 4.2 of the paper tells it in a dozen lines:
+#
+# | ingredient | in the paper | what for | chapter |
+# | --- | --- | --- | --- |
+# | data | 50,000 training images; choices on 45,000 + 5,000 | the test set stays unseen | 3 |
+# | input | the mean image is subtracted | numbers around 0 | 3 |
+# | augmentation | 4 pixels of padding, a random crop, a random flip | images that were not there | here |
+# | net | depth 6n + 2, shortcuts of option A | depth that can be trained | 7 |
+# | start | He's initialisation | the signal keeps its size | 3 |
+# | norm | batch norm after every convolution, no dropout | it keeps that size later, too | 5 |
+# | loss | cross-entropy | | 3 |
+# | steps | SGD, momentum 0.9, batches of 128 | | 3 |
+# | weight decay | 0.0001 | small weights | 3 |
+# | rate | 0.1, divided by 10 at steps 32,000 and 48,000 of 64,000 | large steps first, small ones last | here |
+# | warm-up | with 110 layers, a while at 0.01 | or it gets going late | here |
+#
+# In minires it is called `paper`. Beside it there is `fast`, for those who have an hour and not a day. Here are all the
+# settings in which they differ.
+
+# %%
+fast, paper = Config.of("fast"), Config.of("paper")
+for name in RECIPES["paper"]:
+    print(f"{name:14} fast: {getattr(fast, name)!s:12} paper: {getattr(paper, name)}")
+print(f"\nthe paper's {PAPER_STEPS:,} steps are {PAPER_STEPS * 128 / 50_000:.0f} epochs of 50,000 images")
+
+# %% [markdown]
+# (`epochs: None` means the paper's number of steps. `decay_vectors`: whether biases, gamma and beta decay as well.)
+#
+# **Predict.** Draw the learning rate over the steps: for the paper's ResNet-20, for its ResNet-110, and for one cycle.
+
+# %% tags=["hide-input"]
+figure, axes = plt.subplots(figsize=(7.5, 3))
+plans = {"paper": Config.of("paper"), "paper, 110 layers": Config.of("paper", model="resnet110"), "fast": fast}
+steps = np.unique(np.concatenate([np.arange(0, 1000, 10), np.arange(0, PAPER_STEPS, 200)]))
+looks = zip(plots.COLOURS, ("-", "--", "-."), (3.5, 1.5, 1.5), strict=False)
+for (name, config), (colour, style, width) in zip(plans.items(), looks, strict=True):
+    plan = schedule_of(config, PAPER_STEPS)
+    axes.plot(steps, [plan(step) for step in steps], style, color=colour, linewidth=width, label=name)
+axes.set(yscale="log", ylim=(5e-4, 0.4), xlabel="step", ylabel="learning rate")
+axes.legend(loc="lower left")
+axes.grid(alpha=0.3)
+plt.show()
+
+# %% [markdown]
+# The paper's schedule is a staircase. The warm-up of the deep nets is the tiny step at its left end: 400 steps of
+# 64,000. One cycle goes up in a straight line, and down in another one, to zero. (A straight line that ends at zero
+# looks like a cliff on a logarithmic axis.)
+#
+# ## 2. Images that were not there
+#
+# Augmentation costs nothing. Each image is moved by up to 4 pixels in each direction and mirrored half of the time. The
+# label stays. A ship that stands further left is a ship.
+#
+# Here is one training image, and then what the net is given in eight epochs.
+
+# %%
+data = open_data("auto")
+images, labels = data.train_images[:1000], data.train_labels[:1000]  # all that we train on in this chapter
+test_images, test_labels = data.test_images[:1000], data.test_labels[:1000]
+normalise = Normalise.channels(images)
+
+chosen = 6
+shown = [images[chosen]]
+for epoch in range(8):
+    x = augment(normalise(images[chosen : chosen + 1]), np.random.default_rng(epoch))
+    shown.append(np.clip(x[0] / normalise.scale + normalise.mean, 0, 255).astype(np.uint8))  # as a picture again
+plots.gallery(shown, [f"{data.classes[labels[chosen]]}", *(f"epoch {k}" for k in range(1, 9))], columns=9)
+
+# %% [markdown]
+# The frame that comes into view is the padding. It is zero *after* normalisation: so it has the mean colour of all
+# images, and the net sees nothing there. Padding before normalisation would paint it black, a strong signal.
+#
+# How many different images can one image become? $9 \cdot 9$ places, times 2. Never as good as new photographs, as they
+# share nearly everything. But an image cannot be learned by heart any more, pixel by pixel.
+#
+# > **Which flips are allowed?** Those that keep the label. Left and right: yes, for ships and for our shapes. Upside
+# > down: no, for a ship. Left and right for handwritten digits: no, not even for the digit 2. You have to know your
+# > data.
+#
+# ## 3. The loop
+#
+# Now all of it together. We have half a minute and not a day, so everything shrinks: 1,000 images, 24 epochs of batches
+# of 50, and a ResNet of 8 layers with 8 channels. Its first convolution gets stride 2, so that all maps are half as
+# wide and half as high. The recipe is `fast`: one cycle, up to 0.2. (With `MINIRES_DATA` set, all this runs on
+# CIFAR-10. What the text says of results is said of Shapes-10.)
+#
+# Every ingredient that we shall take away is an argument.
+
+
+# %%
+class Shift(nn.Module):
+    """What is left of a batch norm without its norm: y = x + beta."""
+
+    def __init__(self, channels):
+        self.bias = nn.parameter(np.zeros(channels))
+
+    def forward(self, x, relu=False):
+        return mr.relu(x + self.bias) if relu else x + self.bias
+
+
+def small_net(model="resnet8", norm=True, seed=0):
+    net = mr.build(model, width=8, seed=seed)
+    net.conv1.stride = 2
+    for _, module in list(net.modules()):
+        for name, part in list(vars(module).items()):
+            if isinstance(part, nn.BatchNorm2d) and not norm:
+                setattr(module, name, Shift(part.weight.size))
+    return net
+
+
+def train(epochs=24, lr=0.2, weight_decay=5e-4, augment=True, falls=True, seed=0, watch=False, **options):
+    """Returns the net and a row of figures for each epoch."""
+    net = small_net(seed=seed, **options)
+    loader = Loader(images, labels, 50, normalise=normalise, seed=seed, shuffle=True, augment=augment)
+    total, step, rows = epochs * len(loader), 0, []
+    schedule = one_cycle(lr, total) if falls else lambda step: lr
+    optimiser = mr.SGD(net.parameters(), lr, 0.9, weight_decay, nesterov=True, decay_vectors=False)
+    for epoch in range(epochs):
+        right = 0
+        for x, y in loader.epoch(epoch):
+            optimiser.lr = schedule(step)
+            step += 1
+            logits = net(mr.Tensor(x))
+            loss = mr.cross_entropy(logits, y)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            right += (logits.data.argmax(-1) == y).sum()
+        row = {"epoch": epoch + 1, "lr": optimiser.lr, "train": 100 * (1 - right / len(labels))}
+        if epoch + 1 == epochs or (watch and epoch % 3 == 2):  # a test takes time
+            row["test"] = 100 * (1 - evaluate(net, test_images, test_labels, normalise)[1])
+        rows.append(row)
+    return net, rows
+
+
+# %% [markdown]
+# **Predict** the training and the test error of the whole recipe after 24 epochs. Guessing gives 90 %.
+
+# %%
+nets, found = {}, {}
+
+
+def try_out(name, **options):
+    nets[name], found[name] = train(**options)
+    last = found[name][-1]
+    print(f"{name:22} training error {last['train']:5.1f} %, test error {last['test']:5.1f} %", flush=True)
+
+
+try_out("the whole recipe", watch=True)
+for row in found["the whole recipe"]:
+    if "test" in row:
+        print(f"epoch {row['epoch']:2}: rate {row['lr']:.3f}, training {row['train']:5.1f}, test {row['test']:5.1f} %")
+
+# %% [markdown]
+# It has seen a thousand images, a hundred of each class, and finds the shape in four out of five new ones. Was it the
+# net, or the recipe? We shall know in a minute.
+#
+# `minires.train.fit` is this same loop, and it also writes checkpoints, goes on where it was stopped, and looks out for
+# losses that are not finite. `python -m minires train --recipe fast` calls it.
+#
+# ## 4. Take one away
+#
+# The way to know what an ingredient does: leave it out, keep all others, train again. Five times:
+#
+# - no **augmentation**;
+# - no **weight decay**;
+# - no **schedule**: the rate stays at its highest, 0.2;
+# - no **norm**: each batch norm replaced by its beta alone;
+# - no **shortcuts**: the plain net of the same layers.
+#
+# And a sixth run takes nothing away. It changes the *seed*: other initial weights, another order, other crops. It tells
+# how much a result moves by chance. Without it the table could not be read.
+#
+# **Predict.** Order the five from "hurts most" to "does not matter".
+
+# %%
+try_out("another seed", seed=1)
+try_out("no augmentation", augment=False, watch=True)
+try_out("no weight decay", weight_decay=0)
+try_out("no schedule", falls=False)
+try_out("no shortcuts", model="plain8")
+with np.errstate(all="ignore"):
+    try_out("no norm", norm=False, epochs=4)
+
+# %% [markdown]
+# (The net without a norm got only 4 epochs: there is nothing to wait for.) Does it want a smaller rate?
+
+# %%
+try_out("no norm, rate 0.02", norm=False, lr=0.02)
+
+# %% tags=["hide-input"]
+shown = [name for name in found if name != "no norm"]
+figure, axes = plt.subplots(figsize=(7.5, 3.2))
+for part, colour, shift, hatch in (("train", plots.COLOURS[5], -0.2, ""), ("test", plots.COLOURS[0], 0.2, "//")):
+    errors = [found[name][-1][part] for name in shown]
+    bars = axes.barh(np.arange(len(shown)) + shift, errors, 0.38, color=colour, hatch=hatch, edgecolor="white",
+                     label={"train": "training", "test": "test"}[part])  # fmt: skip
+    axes.bar_label(bars, [f"{error:.1f}" for error in errors], padding=3, fontsize=8)
+axes.axvline(90, color=plots.INK, linewidth=0.8, linestyle=":")
+axes.set_yticks(range(len(shown)), shown)
+axes.set(xlabel="error after the last epoch (%); dotted: guessing", xlim=(0, 100))
+axes.invert_yaxis()
+axes.legend(loc=(0.6, 0.72))
+plt.show()
+
+# %% [markdown]
+# Read it with the second line in mind. Another seed alone moves the test error by some points, and 1,000 test images
+# leave it uncertain by a good point, whatever the seed. What is smaller than that is no finding.
+#
+# - **No norm** hurts most. At the full rate the net hardly gets beyond guessing. At a tenth of it, it learns, and
+#   slowly. The norm is what makes large steps possible (chapter 5).
+# - **No schedule** comes next. At a rate of 0.2 the weights never come to rest. Section 5 looks at it.
+# - **No augmentation**: training error zero. The net knows all thousand images by heart, and nothing drives it on. On
+#   new images it is worse than either of the two seeds. That is a difference, but not a giant one; with two seeds one
+#   should not write a paper about it.
+# - **No weight decay**: nothing that can be seen. It ends where the two seeds of the whole recipe do.
+# - **No shortcuts**: nothing again. Did we learn about the wrong thing for two chapters? No: this net has 8 layers.
+#   Plain nets fail when they are *deep* (chapter 6). The paper finds the same: on ImageNet, 18 layers end at 27.94 %
+#   without shortcuts and at 27.88 % with them.
+#
+# So a small run shows large effects. It cannot show small ones, and it cannot show those that take long. "It did not
+# help here" is not "it does not help". Weight decay is a good example, for here one can compute why. In each step it
+# takes the share (rate times decay) from a weight, and momentum makes that ten times as much.
+
+# %%
+def decay(rates, weight_decay, momentum=0.9):
+    """What weight decay alone would leave of a weight: momentum makes each step 1 / (1 - momentum) as long."""
+    return np.exp(-sum(rates) * weight_decay / (1 - momentum))
+
+
+our_steps = 24 * len(labels) // 50
+ours, theirs = one_cycle(0.2, our_steps), schedule_of(paper, PAPER_STEPS)
+print(f"our {our_steps} steps leave {decay(map(ours, range(our_steps)), 5e-4):.0%} of a weight")
+print(f"the paper's {PAPER_STEPS:,} steps leave {decay(map(theirs, range(PAPER_STEPS)), 1e-4):.1%}")
+
+# %% [markdown]
+# (For a weight that the loss does nothing to hold.) In our run decay takes a fifth off, and then we are done. In the
+# paper's run, what the loss does not hold is all but gone.
+#
+# > **The test set is not for choosing.** If you now pick a recipe by this table, its test errors are no longer honest:
+# > you have picked the one that was lucky on these images, too. To choose, put training images aside
+# > (`Config.of("fast", val=True)`: 45,000 and 5,000, as in the paper), and look at the test set once, at the end.
+#
+# ## 5. Reading curves
+#
+# **Predict.** Two runs from the table: the whole recipe, and the one without augmentation. Draw training and test error
+# of each over the epochs. Where do the two lines part?
+
+# %% tags=["hide-input"]
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
+for panel, name in zip(axes, ("the whole recipe", "no augmentation"), strict=True):
+    rows = found[name]
+    panel.plot([row["epoch"] for row in rows], [row["train"] for row in rows], "--", label="training")
+    tested = [row for row in rows if "test" in row]
+    panel.plot([row["epoch"] for row in tested], [row["test"] for row in tested], "o-", markersize=4, label="test")
+    rate = panel.twinx()
+    rate.fill_between([row["epoch"] for row in rows], [row["lr"] for row in rows], color="#e4e4e4")
+    rate.set(ylim=(0, 0.8), yticks=[])
+    rate.spines[:].set_visible(False)
+    panel.set_zorder(1)
+    panel.patch.set_visible(False)
+    panel.set(title=name, xlabel="epoch", ylim=(0, 100))
+    panel.grid(alpha=0.3)
+axes[0].set_ylabel("error (%)")
+axes[1].fill_between([], [], color="#e4e4e4", label="learning rate")
+axes[1].legend(loc="upper right")
+plt.show()
+
+# %% [markdown]
+# Four things to see.
+#
+# - **Right: overfitting.** The lines part early. Training goes to zero, the test error hardly moves any more. More
+#   epochs cannot help: where the training loss is nearly zero, so is the gradient.
+# - **Left: hardly any.** The lines stay together. If anything is missing here, it is time. More epochs, or a larger
+#   net, would find work to do.
+# - **Augmentation pays late.** For most of the run the net *without* it is ahead in the test. Whoever stops early
+#   concludes that augmentation is harmful.
+# - **The rate.** While it is high, the test error jumps up and down. At the end it falls to zero, and so does the
+#   noise: look at the left panel's last point. Large steps get the net quickly to the right region and keep it from
+#   settling there. (The running statistics of the batch norms suffer as well: they lag behind weights that move fast.)
+#   The run without a schedule is one that was stopped in mid-jump.
+#
+# Now the real thing: what is recorded so far of the runs on CIFAR-10 in `results/degradation`. They follow the paper's
+# staircase, in 10 epochs: the rate falls after half and after three quarters of the steps.
+#
+# **Predict.** What will the curves do at these two places?
+
+# %%
+runs = {name: r for name, r in tables.records(RESULTS, "degradation").items() if r.rows}
+for name, r in runs.items():
+    print(f"recorded: {name}, {r.epochs()} epochs")
+    for i, (a, b) in enumerate(zip(r.rows, r.rows[1:], strict=False)):
+        if b["lr"] < 0.5 * a["lr"]:
+            print(f"  after epoch {a['epoch']} the rate falls from {a['lr']:.2g} to {b['lr']:.2g}:", end=" ")
+            print(f"training error {r.error('train', i):.1f} -> {r.error('train', i + 1):.1f} %", end=", ")
+            print(f"test error {r.error('test', i):.1f} -> {r.error('test', i + 1):.1f} %")
+plots.curves([r.out for r in runs.values()] or [RESULTS / "first-cifar10"])
+
+# %% [markdown]
+# A cliff where the rate falls for the first time, and a small step at the second. No image is new in that epoch. The
+# net was good already; large steps hid it. Figure 6 of the paper has the same cliffs at 32,000 steps. (Why not a small
+# rate from the start, then? The sweep of chapter 3 shows it: small steps take too long.)
+#
+# One more oddity: in the first epochs the training error is *above* the test error. It is not magic. It is the mean
+# over an epoch in which the net was still worse, and of images that were cropped and flipped. The test sees the net at
+# the end of the epoch, and whole images.
+#
+# ## 6. What does it get wrong?
+#
+# One number says how often a net is wrong. A table says *how*: a row for each class, a column for each answer. It is
+# called the confusion matrix. Here is that of the small net with the whole recipe.
+#
+# **Predict.** Which shapes will it take for which? (Shapes-10 has discs, rings, squares, frames, triangles, stars,
+# crosses, crescents, bars and hourglasses.)
+
+# %%
+net = nets["the whole recipe"].eval()
+with mr.no_grad():
+    logits = net(mr.Tensor(normalise(test_images))).data
+truth, guesses = test_labels, logits.argmax(-1)
+matrix = np.zeros((10, 10), int)
+np.add.at(matrix, (truth, guesses), 1)
+plots.confusion(matrix, data.classes)
+
+# %%
+mistakes = [(matrix[i, j], data.classes[i], data.classes[j]) for i, j in np.ndindex(10, 10) if i != j]
+for count, name, answer in sorted(mistakes, reverse=True)[:4]:
+    print(f"{count:3} times a {name} was called {answer}")
+of_class = 100 * np.diag(matrix) / matrix.sum(axis=1)
+for k in (of_class.argmin(), of_class.argmax()):
+    print(f"{data.classes[k]}: {of_class[k]:.0f} % right")
+k = (matrix.sum(axis=0) - np.diag(matrix)).argmax()
+print(f"the answer {data.classes[k]} is right {matrix[k, k]} times of {matrix[:, k].sum()}")
+
+# %% [markdown]
+# The mistakes are not spread evenly. A few pairs have most of them, and in each the two shapes look much the same from
+# afar: a star and a cross, a frame and a ring, a square and a disc. What tells them apart is fine detail: points,
+# corners. And this net does look from afar: its first convolution has stride 2.
+#
+# Read rows *and* columns. A row says how many of a class are found. A column says what an answer is worth: a net that
+# says "cross" to everything has a perfect row of crosses. And the table is not symmetric: frames are taken for rings
+# far more often than rings for frames.
+#
+# Now look at the mistakes themselves. The worst are those with the largest loss: the net gave next to nothing to the
+# right class. Above each picture: what it is; what the net says, and how sure it is.
+
+# %%
+p = np.exp(mr.log_softmax(mr.Tensor(logits)).data)
+loss = -np.log(p[np.arange(len(truth)), truth])
+worst = np.argsort(loss)[::-1][:16]
+plots.gallery(
+    test_images[worst],
+    [f"{data.classes[truth[i]]}\n{data.classes[guesses[i]]}? {p[i].max():.0%}" for i in worst],
+)
+
+# %% [markdown]
+# Some have an excuse: a spot covers the place that matters, the waist of an hourglass or a corner. Others are plain to
+# see for us, and yet the net is nearly certain of its wrong answer. A probability that comes out of a softmax need not
+# be a measure of doubt.
+#
+# With photographs this picture is worth an hour. It finds wrong labels, two objects in one image, and classes that
+# nobody can tell apart.
+#
+# ## 7. The paper's Table 6, and ours
+#
+# The paper trains these nets for 64,000 steps. Here are its test errors, and under each net what `results/` holds: runs
+# of minires on real CIFAR-10, on a CPU. A run that says "7 of 10" is unfinished. A dash means that no run of this net
+# is recorded. (For 110 layers the paper's number is the best of five runs; their mean is 6.61.)
+
+# %%
+totals = {}
+for depth in (20, 32, 44, 56, 110, 1202):
+    totals[f"resnet{depth}"] = mr.summarise(mr.build(f"resnet{depth}"), batch=128).total
+
+recorded = {f"{experiment}/{run}": r for experiment in EXPERIMENTS
+            for run, r in tables.records(RESULTS, experiment).items()}  # fmt: skip
+if (RESULTS / "first-cifar10").exists():
+    recorded["first-cifar10"] = tables.Record(RESULTS / "first-cifar10")
+print(f"{'':11}{'parameters':>12}{'paper':>10}{'here':>10}   epochs here")
+for model, total in totals.items():
+    print(f"{model:11}{total.parameters:12,}{tables.PAPER[model]:8.2f} %", end="")
+    here = [(name, r) for name, r in recorded.items() if r.config.get("model") == model and r.rows and not r.steps]
+    for i, (name, r) in enumerate(here):
+        print(f"{'' if i == 0 else ' ' * 33}{r.error('test'):8.2f} %   {r.epochs()} ({name}: {r.why()})")
+    if not here:
+        print(f"{'-':>10}")
+
+# %% [markdown]
+# Before you compare two numbers, compare their epochs. A run of a few epochs does not contradict the paper, and does
+# not confirm it. It is on the way. `python -m minires reproduce paper` is the command for the whole recipe.
+#
+# In the paper's own column two things stand out. From 20 to 110 layers each deeper net is better: that is the cure of
+# chapter 6. And 1,202 layers are worse than 110. Its training error is about the same, says the paper, below 0.1 %. So
+# this is no degradation. The authors put it down to overfitting: 19 million parameters, 50,000 images.
+#
+# ## 8. How loudly do the layers speak?
+#
+# If a residual block has little to add, its layers should say little. Figure 7 of the paper measures that: the standard
+# deviation of each layer's output, after its batch norm and before ReLU or addition.
+#
+# **Predict.** What is it before any training, in any of these nets?
+
+# %%
+def responses(net):
+    """Standard deviation of each layer's response to 128 training images, over the layer's number."""
+    run = SimpleNamespace(net=net, loader=SimpleNamespace(images=images, labels=labels), normalise=normalise)
+    return tables.by_layer(look_inside(run)["response"].values())
+
+
+before = {model: responses(small_net(model)) for model in ("resnet8", "plain8")}
+after = {"resnet8": responses(nets["the whole recipe"]), "plain8": responses(nets["no shortcuts"])}
+plots.lines({"before training": before, "after training": after}, "layer", "standard deviation of the response")
+
+# %% [markdown]
+# One, everywhere: a batch norm makes it so, and gamma is still 1. Whatever a layer says more or less than 1 later, it
+# has *learned*, in its gammas and betas.
+#
+# After training, our small residual net speaks no more softly than the plain one, but for its first layer. With three
+# blocks, each one has work to do. The paper's claim is about deep nets: the responses of residual nets are smaller than
+# those of plain ones, and the deeper the net, the smaller. Here is what is recorded of 20 and 56 layers on CIFAR-10.
+
+# %%
+deep = {f"{name}, {r.epochs()} epochs": list(r.layers[-1]["response"].values()) for name, r in runs.items() if r.layers}
+for name, found_there in deep.items():
+    print(f"{name}: mean response {np.mean(found_there):.3f}")
+missing = [name for name in EXPERIMENTS["degradation"] if name not in runs]
+print("not recorded yet:", ", ".join(missing) or "none")
+plots.lines({"recorded on CIFAR-10": {name: tables.by_layer(values) for name, values in deep.items()}},
+            "layer", "standard deviation of the response")  # fmt: skip
+
+# %% [markdown]
+# Whether the claim holds in these runs is for you to read off, as far as all four nets are there: compare plain with
+# residual of the same depth, then 20 layers with 56, each after as many epochs. In the residual nets, look at every
+# second layer from the third on. It is the last of its block, and its response is what the block *adds*.
+#
+# ## 9. What depth costs
+#
+# **Predict.** ResNet-110 has five and a half times as many layers as ResNet-20. How many times its parameters, its
+# multiply-adds, its memory? And ResNet-1202?
+
+# %%
+print(f"{'':11}{'parameters':>12}{'multiply-adds':>16}{'activations of a batch of 128':>32}")
+for model, total in totals.items():
+    print(f"{model:11}{total.parameters:12,}{total.multiply_adds:16,}{total.activation_bytes / 2**30:28.2f} GiB")
+
+# %% [markdown]
+# All three grow with the number of blocks, in nearly the same proportion: every block of a stage costs the same. Depth
+# is not expensive per layer. There are just many of them.
+#
+# Parameters are small change. Memory is not: the backward pass needs what the layers put out, so all of it is kept
+# until the step is over. ResNet-1202 with 128 images does not fit into many laptops. (The run that
+# `minires/experiments.py` has planned for it takes 16 images at a time.)
+#
+# And time? A whole run is out of the question here, a single step is not. Measure a step on a few images, and multiply.
+# How far can such an estimate be trusted? The first two lines check it: ResNet-20 on 64 images and on 4.
+
+
+# %%
+def measure(model, batch):
+    """Seconds for an image's way forward and back, and for the optimiser's step, which is paid once a batch."""
+    net = mr.build(model)
+    optimiser = mr.SGD(net.parameters(), 0.01, 0.9, 1e-4)
+    for _ in range(2):  # the first time is slower: the second counts
+        began = time.perf_counter()
+        mr.cross_entropy(net(mr.Tensor(normalise(images[:batch]))), labels[:batch]).backward()
+        middle = time.perf_counter()
+        optimiser.step()
+        optimiser.zero_grad()
+        end = time.perf_counter()
+    return (middle - began) / batch, end - middle
+
+
+for model, batch in (("resnet20", 64), ("resnet20", 4), ("resnet110", 4), ("resnet1202", 2)):
+    image, step = measure(model, batch)
+    days = (128 * image + step) * PAPER_STEPS / 86_400
+    print(f"{model:10} on {batch:2} images: {1000 * image:7.1f} ms an image, {days:6.1f} days for the paper's recipe")
+
+# %% [markdown]
+# This is an estimate from a few steps on this machine, with whatever else it was doing. It is good for the question "a
+# day, or a season?", and for nothing finer. A GPU changes the answer (chapter 10).
+#
+# What was really run of the very deep nets stands in `results/very-deep`, so far:
+
+# %%
+print(tables.very_deep(RESULTS) or "resnet110 and resnet1202: no steps recorded yet")
+
+# %% [markdown]
+# > **Misreadings.** "More layers, up to 1,000, always help": 1,202 layers end at 7.93 %, 110 at 6.43 %. "The first nets
+# > of over 100 layers": Highway nets had been trained as deep before. ResNets were the first to *gain* from it.
+#
+# ## Summary
+#
+# - A result is a net *and* a recipe. The paper's: SGD with momentum 0.9, decay 0.0001, batches of 128, a rate of 0.1
+#   that falls twice, crops and flips, He's start, batch norm.
+# - Take one ingredient away at a time, and run another seed beside it. Smaller differences than the seed's are no
+#   finding.
+# - Norm and schedule show at once. Augmentation pays late. Weight decay needs many steps, shortcuts need depth.
+# - Training far below test: overfitting. Both high and together: too little time, or too small a net. A cliff: the rate
+#   fell.
+# - A confusion matrix shows the kinds of mistakes, the worst pictures show the reasons.
+# - Cost grows in proportion to depth. At 1,202 layers memory is the first wall, time the second, and in the paper
+#   overfitting the third.
+#
+# ## Common mistakes
+#
+# - **The mean of the test images.** Normalisation is measured on training images, once, and then used for both.
+# - **Augmenting the test images.** They stay as they are.
+# - **Padding before normalisation**: a black frame where there should be nothing.
+# - **The flip before the crop**, with offsets that were meant for the image as it was; or one offset for a whole batch.
+# - **Steps taken for epochs.** The rate falls at *step* 32,000: epoch 82, with batches of 128.
+# - **The mean of the batches' accuracies**, where the last batch is smaller.
+# - **The best epoch reported**, by its test error. The last one is honest.
+# - **One run each** of two recipes, and a conclusion.
+#
+# ## Three questions
+#
+# <details><summary>1. Your training error is 2 %, your test error is 30 %. Which ingredients would you look at first?
+# And if both are 30 %?</summary>
+#
+# A gap is overfitting: stronger augmentation, more images, more weight decay, perhaps a smaller net. No gap and both
+# high: the net has not had enough. More epochs, a larger net, a rate that is right; *less* augmentation and decay, if
+# anything.
+#
+# </details>
+#
+# <details><summary>2. Somebody trains for 10 epochs, finds that augmentation makes the test error worse, and removes it
+# for the run of 164 epochs. What do you say?</summary>
+#
+# That both observations can be true. Section 5 shows a run in which the net without augmentation leads for most of the
+# epochs and loses in the end. What pays late must be tested late. An ablation is valid for the length that it was run
+# at.
+#
+# </details>
+#
+# <details><summary>3. You halve the batch from 128 to 64 images, and keep 64,000 steps and the rate. Which three things
+# change?</summary>
+#
+# Each image is seen half as often: 82 epochs in place of 164. The gradient of a batch is noisier (and so are batch
+# norm's mean and variance), so the same rate shakes the weights more. A step costs half the time and half the memory.
+#
+# </details>
+#
+# ## Exercises
+#
+# Five functions, in `chapters/exercises/ch08_recipe.py`: the parts of a recipe that are written wrongly most often.
+# Fill one in, save, and run its cell (or `pytest -m ex8_2`, or `python -m minires check 8.2`). Hints: `hint("8.2")`, or
+# `python -m minires hint 8.2`, then the same with `--stage 2`.
+
+# %%
+from minires.exercises import check
+
+check("8.1")
+
+# %%
+check("8.2")
+
+# %%
+check("8.3")
+
+# %%
+check("8.4")
+
+# %%
+check("8.5")
+
+# %% [markdown]
+# ## Read on
+#
+# - `minires/data/augment.py`: normalisation and augmentation, without a loop. `minires/data/loader.py`: why every
+#   random draw has a key of its own, so that a run that is stopped and resumed sees the same crops.
+# - `minires/train.py` and `minires/run.py`: the loop, recipes, checkpoints. `minires/optim.py`: the schedules.
+# - `minires/experiments.py` and `minires/tables.py`: how `results/` is made, and how its tables are.
+# - Chapter 9: bottlenecks, and the nets for ImageNet.
+# - Sources: He et al. 2016, "Deep residual learning for image recognition", section 4.2, Table 6, Figures 6 and 7; Lee
+#   et al. 2015, "Deeply-supervised nets" (whose augmentation the paper takes over); Smith and Topin 2018,
+#   "Super-convergence" (one cycle); Krizhevsky 2009, "Learning multiple layers of features from tiny images"
+#   (CIFAR-10).
