@@ -190,8 +190,7 @@ plots.errors({"plain nets on CIFAR-10 (recorded)": found}) if found else None
 # 34. The paper calls it the **degradation problem**: make a plain net deeper, and from some depth on it gets worse.
 #
 # > **Misreading.** "Plain-18 is worse than plain-34." It is the other way round, and that is the whole point. The
-# > deeper
-# > net is the worse one.
+# > deeper net is the worse one.
 #
 # ## 4. It is not overfitting
 #
@@ -288,8 +287,7 @@ if "plain56" not in recorded:
 # ## 6. A clue
 #
 # A gradient can be large and yet of little use. It says what is downhill *here*. A step goes a little further than
-# here.
-# If downhill is something else there, the step was for nothing.
+# here. If downhill is something else there, the step was for nothing.
 #
 # We can get a feeling for it. Take 64 images, and the same images with noise of one percent on them, so little that
 # nobody would see it. Send both through a net that is fresh from its initialisation, forward and back. Then compare the
@@ -344,10 +342,9 @@ for model, (maps, gradients) in alike.items():
 
 # %% [markdown]
 # In a shallow net the twins stay twins. In plain-56 each layer pulls them a little apart, and in the end pictures that
-# look the same to you look rather different to the net. Their gradients, but for those of the last few
-# layers, have *nothing* to do with each other: not smaller, but pointing anywhere. To such a function neighbours are
-# strangers. It is jagged, and what its gradient says
-# is out of date after the smallest step.
+# look the same to you look rather different to the net. Their gradients, but for those of the last few layers, have
+# *nothing* to do with each other: not smaller, but pointing anywhere. To such a function neighbours are strangers. It
+# is jagged, and what its gradient says is out of date after the smallest step.
 #
 # > **Aside.** Balduzzi et al. found this: with depth, gradients come to look like white noise ("The shattered gradients
 # > problem: if resnets are the answer, then what is the question?", 2017). It is a clue, not a proof, and it is about
@@ -424,8 +421,7 @@ print(f"plain-56, trained from scratch: test loss {rows['plain56'][-1]['test_los
 # hands. Training from scratch, with the same images and the same recipe, did not find them, nor anything as good.
 #
 # That is the argument. The trouble with deep plain nets is not what they can express. It is not too many parameters,
-# nor
-# vanished gradients. It is **optimisation**: the solver can't find what is there.
+# nor vanished gradients. It is **optimisation**: the solver can't find what is there.
 #
 # ## 8. How firm is that solution?
 #
@@ -445,8 +441,7 @@ print(f"before: {rows['plain20'][-1]['train_loss']:.2f}, over the last epoch of 
 # %% [markdown]
 # The large rate shakes both. The shallow net shrugs it off sooner. In the deep one 36 layers must *stay* the identity.
 # Each of them is one only as long as all of its weights keep their balance, and every step disturbs all of them at
-# once.
-# Doing nothing is hard work for a plain layer.
+# once. Doing nothing is hard work for a plain layer.
 #
 # The same experiment with nets of full width on CIFAR-10, three more epochs after a plain-20 that was trained for ten:
 
@@ -454,10 +449,9 @@ print(f"before: {rows['plain20'][-1]['train_loss']:.2f}, over the last epoch of 
 Markdown(tables.construction(results) or "Not recorded yet. `python -m minires reproduce construction` runs it.")
 
 # %% [markdown]
-# Keep that sentence in mind: *doing nothing is hard work for a plain layer*. If the layers that a deep net has too many
-# should do nothing, and they find just that hard, then the cure is to make doing nothing **easy**. That is chapter 7,
-# and
-# it is one plus sign.
+# Keep that sentence in mind: *doing nothing is hard work for a plain layer*. If the layers that a deep net has too
+# many should do nothing, and they find just that hard, then the cure is to make doing nothing **easy**. That is
+# chapter 7, and it is one plus sign.
 #
 # ## Summary
 #
@@ -482,8 +476,7 @@ Markdown(tables.construction(results) or "Not recorded yet. `python -m minires r
 # ## Three questions
 #
 # <details><summary>1. Net A: training error 2 %, test error 9 %. Net B, deeper: training error 5 %, test error 8 %.
-# What
-# do you say of B?</summary>
+# What do you say of B?</summary>
 #
 # Its training error is higher: by the words of this chapter that is degradation, although its test error is lower. (B
 # may still be the better net to use. One would ask whether both were trained long enough, and with the same recipe.)
@@ -501,8 +494,8 @@ Markdown(tables.construction(results) or "Not recorded yet. `python -m minires r
 # steps. Does that contradict this chapter?</summary>
 #
 # No. Degradation says that *with the same effort* the deeper net ends higher, though a solution at least as good
-# exists.
-# That it can be found with more effort would fit the paper's guess: that deep plain nets converge, but very slowly.
+# exists. That it can be found with more effort would fit the paper's guess: that deep plain nets converge, but very
+# slowly.
 #
 # </details>
 #

@@ -50,8 +50,7 @@ results = Path("..", "results")  # what the long experiments have written down
 # need, so many layers should do nothing, or nearly nothing.
 #
 # Take a few layers of a net, a **block**. Let $H(x)$ be the mapping that it *should* compute. A plain block has to
-# learn
-# $H$. The paper's idea: let the layers learn the **difference** to what came in,
+# learn $H$. The paper's idea: let the layers learn the **difference** to what came in,
 #
 # $$ F(x) = H(x) - x , $$
 #
@@ -144,8 +143,7 @@ print(f"dotted: {1 - 2 / np.pi:.2f}, for a net that knows only the mean of the n
 # %% [markdown]
 # A plain block of two layers makes some way in 200 steps, two in a row hardly pass the dotted line, and four do not.
 # And these have one single thing to learn, on endless data. The residual blocks begin with a *larger* error, as a
-# random
-# $F$ is added to something that was right already. Then they get rid of it.
+# random $F$ is added to something that was right already. Then they get rid of it.
 #
 # How? Look at the last norm of each block. $\gamma$ began at 1.
 
@@ -164,10 +162,9 @@ for blocks in (1, 2, 4):
 Markdown(tables.zero_residual(results) or "Not recorded yet.")
 
 # %% [markdown]
-# Nobody expects that the best mapping of every layer *is* the identity. The paper's hope is more modest: if the best is
-# *near* the identity, then small corrections to $x$ are easier to find than the whole mapping from nothing. (It looks
-# at
-# how large the corrections of trained nets are; so do we, in chapter 8.)
+# Nobody expects that the best mapping of every layer *is* the identity. The paper's hope is more modest: if the best
+# is *near* the identity, then small corrections to $x$ are easier to find than the whole mapping from nothing. (It
+# looks at how large the corrections of trained nets are; so do we, in chapter 8.)
 #
 # ## 3. The way back, term by term
 #
@@ -248,9 +245,8 @@ plt.show()
 
 # %% [markdown]
 # A plain net has only the last bar's one way. In a residual net most ways are about half as long as the net is deep,
-# and
-# if the slopes $f$ are small, the short ones carry most of the gradient. (Veit et al., "Residual networks behave like
-# ensembles of relatively shallow networks", 2016.)
+# and if the slopes $f$ are small, the short ones carry most of the gradient. (Veit et al., "Residual networks behave
+# like ensembles of relatively shallow networks", 2016.)
 #
 # Does that mean that a residual gradient is always fine? **Predict** the slope of 27 blocks, plain and residual, for
 # $f = 0.5$, $0.1$, $-0.1$ and $-1$.
@@ -261,9 +257,8 @@ for f in (0.5, 0.1, 0.0, -0.1, -0.5, -1.0):
 
 # %% [markdown]
 # So read the formula with care. The 1 keeps a gradient from **vanishing** where the layers are weak. It does not keep
-# it
-# from *exploding*: $1.5^{27}$ is large. Somebody must keep $F$ in bounds, and that is the norm's work. And a term can
-# also cancel the 1 (the last two lines), though hardly in all directions of a map at once.
+# it from *exploding*: $1.5^{27}$ is large. Somebody must keep $F$ in bounds, and that is the norm's work. And a term
+# can also cancel the 1 (the last two lines), though hardly in all directions of a map at once.
 #
 # ## 4. A heat map
 #
@@ -583,10 +578,10 @@ train("resnet20, last gamma 0", "resnet20", begin=mr.build("resnet20", width=4, 
 show_curves({name: rows[name] for name in ("resnet20", "resnet20, last gamma 0")})
 
 # %% [markdown]
-# Not here. As long as the gammas are near 0 the net *is* that shallow net, and Shapes-10 was drawn so that a shallow
-# net
-# can do next to nothing with it. It gives hardly any gradient that could open the gammas. With enough steps they open;
-# within these few they don't.
+# Not on Shapes-10. As long as the gammas are near 0 the net *is* that shallow net, and Shapes-10 was drawn so that a
+# shallow net can do next to nothing with it. It gives hardly any gradient that could open the gammas. With enough steps
+# they open; within these few they don't. (If you have CIFAR-10, run this chapter with it: there a shallow net can do
+# something, and the gammas open sooner.)
 #
 # A good idea is not good everywhere. Zero-initialised norms were made for large batches and high rates on ImageNet,
 # where a quiet start is worth much. They are an option, not a law; the paper has no such thing. Measure.
@@ -627,40 +622,34 @@ show_curves({name: rows[name] for name in ("resnet20", "resnet20, last gamma 0")
 # ## Common mistakes
 #
 # - On the way back, `=` for `+=`: the gradient of the layers overwrites that of the shortcut. The net still trains, as
-#   a
-#   plain one.
+#   a plain one.
 # - Adding in place (`grad += ...`): both parents of a sum hold the same array.
 # - The ReLU *before* the sum: then no block can ever take something away, and numbers only grow.
 # - The shortcut taken behind the first layer, not from the block's input.
 # - A projection's stride forgotten, or a 3x3 put where a 1x1 belongs.
 # - Zeros of option A all on one side: another net. Published weights won't fit.
 # - `zero_init` with plain blocks: a ReLU follows that norm, no gradient gets through, and nothing is ever learned.
-#   (minires
-#   refuses.)
+#   (minires refuses.)
 #
 # ## Three questions
 #
 # <details><summary>1. Why does the last ReLU of a block stand behind the sum, and not before it?</summary>
 #
 # Before the sum it would make $F(x) \ge 0$. A block could then only add to $x$, never take away. Behind the sum it is
-# the
-# nonlinearity between this block and the next.
+# the nonlinearity between this block and the next.
 #
 # </details>
 #
 # <details><summary>2. With shortcuts, dL/dx = g + (dF/dx)^T g. Can this be zero although g is not?</summary>
 #
 # Yes, if $(\partial F/\partial x)^{\mathsf T} g = -g$: the layers cancel exactly what the shortcut brings. For one
-# number
-# that is $f = -1$. For a map with thousands of numbers, that would have to hold in the direction of $g$; it is
-# possible,
-# and hardly ever happens by accident.
+# number that is $f = -1$. For a map with thousands of numbers, that would have to hold in the direction of $g$; it is
+# possible, and hardly ever happens by accident.
 #
 # </details>
 #
 # <details><summary>3. A colleague removes the batch norms from ResNet-56 and keeps He's initialisation, "since
-# shortcuts
-# take care of the gradient". What happens at the start?</summary>
+# shortcuts take care of the gradient". What happens at the start?</summary>
 #
 # It explodes. Each block adds about as much as came in, forward and backward, so both signals grow by a constant factor
 # per block (the upper right picture of section 4, gain 1). Shortcuts keep gradients from vanishing only.
@@ -698,5 +687,4 @@ check("7.5")
 # - K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016: sections 3.1 to 3.3 and
 #   4.1 are this chapter.
 # - The same authors' "Identity Mappings in Deep Residual Networks", ECCV 2016, does section 3's sum again, and moves
-#   the
-#   ReLU off the shortcut's way; `mr.build("preresnet20")`.
+#   the ReLU off the shortcut's way; `mr.build("preresnet20")`.
