@@ -289,7 +289,7 @@ def hint(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="An experiment, or all.")] = "all",
+    name: Annotated[str, typer.Argument(help="An experiment, one run of it (fast/resnet20), or all.")] = "all",
     budget: Annotated[float | None, option("Stop, with a checkpoint, after so many hours. [no limit]")] = None,
     data_dir: DataDir = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),

@@ -1,6 +1,6 @@
 """The paper's experiments by name: run or resumed, written down, told in tables and figures.
 
-    python -m minires reproduce degradation         # or all, with --budget HOURS
+    python -m minires reproduce degradation         # or degradation/plain56, or all; with --budget HOURS
     python -m minires reproduce --tables            # tables and figures anew, from the recorded files alone
 
 Every run has a folder, results/EXPERIMENT/RUN. Beside `config.json` and `metrics.jsonl` (see run.py) it holds
@@ -189,7 +189,7 @@ def quick(model: str, shortcut: str = "A", seed: int = 0, epochs: int = 5) -> Co
 EXPERIMENTS: dict[str, dict[str, Training | Identity]] = {
     "degradation": {net: Training(short(net), layers=True, keep=True)
                     for net in ("plain20", "resnet20", "plain56", "resnet56")},
-    "fast": {"resnet20": Training(quick("resnet20", epochs=20), keep=True)},
+    "fast": {"resnet20": Training(quick("resnet20", epochs=30), keep=True)},
     "construction": {f"{net}-rate-{lr}": Training(short(net, 3, lr), begin="degradation/plain20")
                      for lr in (0.01, 0.1) for net in ("plain20", "plain56")},
     "zero-residual": {"plain": Identity(None), "residual": Identity("A")},
@@ -207,24 +207,27 @@ EXPERIMENTS: dict[str, dict[str, Training | Identity]] = {
 
 def reproduce(name: str = "all", results: Path = Path("results"), data_dir: Path | None = None,
               hours: float = math.inf) -> bool:  # fmt: skip
-    """Run what is unfinished of an experiment, or of all; True where all of it is finished now.
+    """Run what is unfinished: of one run (`fast/resnet20`), of an experiment (`fast`), or of all.
 
     hours: when they are over, the run in hand writes a checkpoint and stops. Ctrl-C does the same.
-    Raises ValueError for an unknown name, DataError where CIFAR-10 is not found, and what `fit` raises.
+    Returns True where all that was asked for is finished now. Raises ValueError for an unknown name, DataError where
+    CIFAR-10 is not found, and what `fit` raises.
     """
-    if name not in ("all", *EXPERIMENTS):
-        raise ValueError(f"reproduce: wanted all or one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    runs = {f"{experiment}/{run}": kind for experiment, kinds in EXPERIMENTS.items() for run, kind in kinds.items()}
+    asked = [run for run in runs if name in ("all", run, run.partition("/")[0])]
+    if not asked:
+        raise ValueError(f"reproduce: wanted all, one of {', '.join(EXPERIMENTS)}, or one run such as "
+                         f"{next(iter(runs))}, got {name!r}")  # fmt: skip
     deadline, data = time.monotonic() + 3600 * hours, cache(lambda: open_data("cifar10", data_dir))
-    for experiment in EXPERIMENTS if name == "all" else [name]:
-        for run, kind in EXPERIMENTS[experiment].items():
-            out = results / experiment / run
-            if not kind.finished(out):
-                if time.monotonic() > deadline:
-                    return False
-                print(f"{experiment}: {run}, run folder {out}", flush=True)
-                kind.go_on(out, data, deadline)
-                if not kind.finished(out):
-                    return False
+    for run in asked:
+        out = results / run
+        if not runs[run].finished(out):
+            if time.monotonic() > deadline:
+                return False
+            print(f"{run}: run folder {out}", flush=True)
+            runs[run].go_on(out, data, deadline)
+            if not runs[run].finished(out):
+                return False
     return True
 
 

@@ -211,7 +211,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
 }  # fmt: skip
 
 FIGURES = {  # below a table: file and what it shows
-    "README": {"degradation": "error of plain nets and of residual nets over the epochs"},
     "degradation": {"degradation": "error of plain nets and of residual nets over the epochs",
                     "figure6": "the same four runs: error, loss and learning rate"},
     "layers": {"responses": "standard deviation of each layer's response",

@@ -201,7 +201,16 @@ def test_construction_wants_the_trained_net_first(tmp_path):
 
 def test_an_unknown_experiment_is_told(tmp_path, status_of, capsys):
     assert status_of("reproduce", "everything", "--out", tmp_path) == 2
-    assert "wanted all or one of degradation, fast" in capsys.readouterr().err
+    assert "wanted all, one of degradation, fast" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="one run such as degradation/plain20, got 'fast/resnet56'"):
+        reproduce("fast/resnet56", tmp_path)
+
+
+def test_one_run_of_an_experiment_is_run_alone(whole, tmp_path):
+    assert reproduce("degradation/resnet20", tmp_path)
+    assert [path.name for path in (tmp_path / "degradation").iterdir()] == ["resnet20"]
+    shutil.copytree(whole / "degradation" / "resnet20", tmp_path / "whole" / "resnet20")
+    assert_same_results(tmp_path / "degradation", tmp_path / "whole")
 
 
 def test_the_command_runs_stops_and_tells(whole, tmp_path, status_of, capsys, clock):
