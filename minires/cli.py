@@ -176,7 +176,7 @@ def summary(
     found = summarise(net, (size, size, 3))
     print(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
     if plot:
-        from minires.plots import blocks
+        from minires.drawings import blocks
 
         blocks(net, plot)
 

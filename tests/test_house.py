@@ -12,11 +12,11 @@ import minires
 HOUSE = Path(minires.__file__).parent
 ORDER = [  # a room may import from those before it; `data` is a folder of modules
     "backend", "strict", "tensor", "gradcheck", "functional", "conv", "norm", "nn", "resnet", "optim",
-    "summary", "data", "checkpoint", "run", "train", "predict", "plots", "experiments", "tables",
+    "summary", "data", "checkpoint", "run", "train", "predict", "plots", "drawings", "experiments", "tables",
     "exercises", "grading", "bench", "doctor", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = {"numpy", "threadpoolctl"}  # beside Python's own library, all that may be loaded at once
-PLOTS_AND_COMMANDS = {"plots", "cli", "__main__"}  # nothing light imports these: heavy ones may stand on top
+MAY_BE_HEAVY = {"plots", "drawings", "cli", "__main__"}  # nothing light imports these: heavy ones may stand on top
 MODULES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")
 
 
@@ -78,7 +78,7 @@ def test_heavy_libraries_are_imported_where_they_are_used(module):
     top = at_top(tree)
     at_once = {name.split(".")[0] for name, node in imports(tree) if node in top}
     heavy = at_once - set(sys.stdlib_module_names) - LIGHT - {"minires"}
-    allowed = PLOTS_AND_COMMANDS & {room(module)}
+    allowed = MAY_BE_HEAVY & {room(module)}
     assert allowed or not heavy, f"{module.name} loads {', '.join(sorted(heavy))} when it is imported"
 
 

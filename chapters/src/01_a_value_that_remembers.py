@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires as mr
-from minires import plots
+from minires import drawings, plots
 
 plots.notebook_style()
 
@@ -134,7 +134,7 @@ p = w * x
 s = p + b
 y = s * k
 names = {"w": w, "x": x, "b": b, "k": k, "p": p, "s": s, "y": y}
-plots.values(y, names=names)
+drawings.values(y, names=names)
 
 # %% [markdown]
 # Blue boxes were given, yellow ones were computed. Arrows run the way of the computation, left to right.
@@ -149,7 +149,7 @@ y.grad = 1.0  # y changes exactly as much as y
 s.grad, k.grad = y.step(y.grad)  # y = s * k
 p.grad, b.grad = s.step(s.grad)  # s = p + b
 w.grad, x.grad = p.step(p.grad)  # p = w * x
-plots.values(y, names=names)
+drawings.values(y, names=names)
 
 # %% [markdown]
 # Each line used one `step`, and each step needed to know only its own operation and the gradient that arrived. No step
@@ -199,7 +199,7 @@ print("a.grad:", a.grad)
 # Wrong, and without a complaint. This is the most important line of the chapter, so let us look at it slowly.
 
 # %%
-plots.values(b, names={"a": a, "b": b})
+drawings.values(b, names={"a": a, "b": b})
 
 # %% [markdown]
 # Two arrows lead from `a` to `b`. When `a` is nudged by $h$, **both** inputs of the addition move by $h$, and `b` moves
@@ -229,7 +229,7 @@ def diamond():
 
 
 x, y, names = diamond()
-plots.values(y, names={**names, "y": y})
+drawings.values(y, names={**names, "y": y})
 
 # %%
 def walk_2(value, g=1.0):
@@ -289,7 +289,7 @@ def doubled(times):
     return value
 
 
-plots.values(doubled(4))
+drawings.values(doubled(4))
 
 # %% tags=["hide-input"]
 lengths = range(0, 17)
@@ -417,7 +417,7 @@ def walk_back(root):
 
 x, y, names = diamond()
 order = walk_back(y)
-plots.values(y, names={**names, "y": y}, order=order)
+drawings.values(y, names={**names, "y": y}, order=order)
 
 # %% [markdown]
 # The black numbers are the order of the walk. Check it: every arrow leads from a **higher** number to a **lower** one.
@@ -561,7 +561,7 @@ w = mr.Tensor([[1.0, -1.0, 0.0], [0.0, 2.0, 1.0]], requires_grad=True)  # (2, 3)
 x = mr.Tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])  # (4, 2)
 b = mr.Tensor([0.5, 0.0, -0.5], requires_grad=True)  # (3,)
 y = mr.relu(x @ w + b).sum()
-plots.graph(y, names={"x": x, "w": w, "b": b})
+drawings.graph(y, names={"x": x, "w": w, "b": b})
 
 # %% [markdown]
 # The dashed box is a constant: no gradient is wanted for `x`, and none is computed.

@@ -33,7 +33,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires as mr
-from minires import nn, plots
+from minires import drawings, nn, plots
 from minires.conv import col2im, conv2d_slow, im2col, output_size, patches
 from minires.data import Loader, Normalise
 from minires.gradcheck import away_from_kinks
@@ -92,8 +92,8 @@ def slide(x, w):
 x = np.zeros((5, 6))
 x[1:4, 2:5] = 4  # a bright square
 w = np.array([[-1, 0, 1], [-1, 0, 1], [-1, 0, 1]])
-plots.numbers({"x": x, "w": w, "y = slide(x, w)": slide(x, w)},
-              marks={"x": [(1, 1, 3, 3)], "y = slide(x, w)": [(1, 1, 1, 1)]})  # fmt: skip
+drawings.numbers({"x": x, "w": w, "y = slide(x, w)": slide(x, w)},
+                 marks={"x": [(1, 1, 3, 3)], "y = slide(x, w)": [(1, 1, 1, 1)]})  # fmt: skip
 
 # %% [markdown]
 # This kernel subtracts what is on the left from what is on the right. Where the picture gets brighter to the right, $y$
@@ -109,7 +109,7 @@ kernels = {
     "C": np.array([[-1, -1, -1], [0, 0, 0], [1, 1, 1]]),
     "D": np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]]),
 }
-plots.numbers(kernels)
+drawings.numbers(kernels)
 
 # %% [markdown]
 # **Predict.** What does each make of a picture? One finds edges that lie flat, one blurs, one moves the picture by a
@@ -154,7 +154,7 @@ print("convolution:", np.convolve(a, k, mode="valid"), "  the kernel appears as 
 # One row of the picture is enough to see it. Six inputs, a kernel of three weights; the lines of one output stand out:
 
 # %%
-plots.taps(6, 3, output=1)
+drawings.taps(6, 3, output=1)
 
 # %% [markdown]
 # Six inputs, four outputs. The picture has shrunk by two: the kernel's middle can't stand on the outermost pixels.
@@ -162,7 +162,7 @@ plots.taps(6, 3, output=1)
 # one zero on each side:
 
 # %%
-plots.taps(6, 3, padding=1, output=0)
+drawings.taps(6, 3, padding=1, output=0)
 
 # %% [markdown]
 # Now there are as many outputs as inputs. For an odd kernel of size $k$ the padding that does this is $(k-1)/2$.
@@ -171,7 +171,7 @@ plots.taps(6, 3, padding=1, output=0)
 # pixels at a time:
 
 # %%
-plots.taps(6, 3, stride=2, padding=1, output=1)
+drawings.taps(6, 3, stride=2, padding=1, output=1)
 
 # %% [markdown]
 # Three outputs. And look at the right end: the last zero is under no kernel at all. The next place would reach beyond
@@ -229,8 +229,8 @@ print(f"{cases} cases counted, {wrong} differ from the formula")
 red, green, blue = np.full((3, 3), 5), np.array([[1, 0, 1], [0, 2, 0], [1, 0, 1]]), np.array([[2, 1, 0]] * 3)
 w_red, w_green, w_blue = np.full((3, 3), 1), np.zeros((3, 3)), np.full((3, 3), -1)
 y = sum((a * b).sum() for a, b in ((red, w_red), (green, w_green), (blue, w_blue)))
-plots.numbers({"red": red, "green": green, "blue": blue, "w red": w_red, "w green": w_green, "w blue": w_blue, "y": y},
-              columns=3)  # fmt: skip
+drawings.numbers({"red": red, "green": green, "blue": blue,
+                  "w red": w_red, "w green": w_green, "w blue": w_blue, "y": y}, columns=3)  # fmt: skip
 
 # %% [markdown]
 # This filter answers "how much more red than blue is there here?" A layer has $F$ such filters, and each gives one
@@ -288,7 +288,7 @@ print("the same as our seven loops:", np.allclose(conv2d_slow(x, w), y))
 # %%
 x_small = np.array([[1, 2, 0, 1], [0, 3, 1, 0], [2, 1, 0, 2], [1, 0, 2, 1]])
 upright, middle = np.array([[1, 0, -1]] * 3), np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
-plots.patches_to_rows(x_small, np.stack([upright, middle], axis=-1))
+drawings.patches_to_rows(x_small, np.stack([upright, middle], axis=-1))
 
 # %% [markdown]
 # Four patches, so four rows. Nine weights a filter, so nine columns. Two filters, so $y$ has two columns: channel last,
@@ -404,8 +404,8 @@ def copies(size, kernel, stride=1):
     return col2im(np.ones((places**2, kernel**2)), (1, size, size, 1), kernel, kernel, stride)[0, :, :, 0]
 
 
-plots.numbers({"5x5, kernel 3": copies(5, 3), "7x7, kernel 3, stride 2": copies(7, 3, 2),
-               "7x7, kernel 2, stride 2": copies(7, 2, 2)})  # fmt: skip
+drawings.numbers({"5x5, kernel 3": copies(5, 3), "7x7, kernel 3, stride 2": copies(7, 3, 2),
+                  "7x7, kernel 2, stride 2": copies(7, 2, 2)})  # fmt: skip
 
 # %% [markdown]
 # A corner lies in one patch only, a pixel in the middle in nine. At stride 2 with a 3x3 kernel, some pixels lie in four
@@ -477,7 +477,7 @@ def told(function, inputs):
 
 print(told(conv_with(with_equals), [small_x, small_w]))
 one_image = np.abs(with_equals(g, w, x.shape) - by_col2im(g, w, x.shape))[0, :, :, 0]
-plots.numbers({"the mistake, one channel": one_image.round(1), "copies of each pixel": col2im(
+drawings.numbers({"the mistake, one channel": one_image.round(1), "copies of each pixel": col2im(
     np.ones((12, 9)), (1, 6, 5, 1), 3, 3)[0, :, :, 0]})  # fmt: skip
 
 # %% [markdown]
@@ -513,7 +513,7 @@ print(f"{(im2col(x, 3, 3) * d).sum():.10f}  {(x * col2im(d, x.shape, 3, 3)).sum(
 # side of an input. **Predict** in which order it meets the weights, from left to right.
 
 # %%
-plots.taps(6, 3, entry=3)
+drawings.taps(6, 3, entry=3)
 
 # %% [markdown]
 # Seen from an output, the weights read w0, w1, w2. Seen from an input, they read **w2, w1, w0**. So the gradient for
@@ -569,7 +569,7 @@ spread[:, ::2, ::2] = g_odd
 pulled = conv2d_slow(spread, turned, padding=2)
 pushed = col2im(g_odd.reshape(-1, 4) @ w.reshape(-1, 4).T, x_odd.shape, 3, 3, stride=2)
 print("pulled and pushed agree:", np.allclose(pulled, pushed))
-plots.numbers({"g, one channel": g_odd[0, :, :, 0].round(1), "with zeros between": spread[0, :, :, 0].round(1)})
+drawings.numbers({"g, one channel": g_odd[0, :, :, 0].round(1), "with zeros between": spread[0, :, :, 0].round(1)})
 
 # %% [markdown]
 # Pushing and pulling give the same numbers. Which one is faster is a matter of memory. `mr.conv2d` pulls at stride 1,
@@ -640,7 +640,7 @@ for name, pool in (("max", mr.max_pool2d), ("average", mr.avg_pool2d)):
     below[f"dx of {name} pool"] = t.grad[0, :, :, 0]
 squares = [(0, 0, 2, 2), (0, 2, 2, 2), (2, 0, 2, 2), (2, 2, 2, 2)]
 marks = dict.fromkeys(("x", "dx of max pool", "dx of average pool"), squares)
-plots.numbers(results | below, marks=marks, columns=3)
+drawings.numbers(results | below, marks=marks, columns=3)
 
 # %% [markdown]
 # Max pooling gives all of it to the **winner**: had any other number been a little larger, nothing would have changed.

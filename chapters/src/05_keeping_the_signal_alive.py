@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires as mr
-from minires import nn, plots
+from minires import drawings, nn, plots
 from minires.data import Loader, Normalise
 from minires.norm import batch_norm_slow
 from minires.tensor import topological_order
@@ -315,7 +315,7 @@ mean = x.mean(axis=0)
 c = x - mean
 v = (c * c).mean(axis=0)
 xhat = c / np.sqrt(v + 1e-5)
-plots.numbers({"x": x, "mean": mean, "c = x - mean": c, "v": v, "xhat": xhat})
+drawings.numbers({"x": x, "mean": mean, "c = x - mean": c, "v": v, "xhat": xhat})
 
 # %% [markdown]
 # One column went from 1 to 7, the other from 20 to 60. Now they can be compared.
@@ -486,7 +486,7 @@ print(f"{len(steps)} operations; {len(large)} of them write an array as large as
 
 # %%
 uses = [("x", "mean"), ("x", "c"), ("mean", "c"), ("c", "v"), ("c", "xhat"), ("v", "s"), ("s", "xhat"), ("xhat", "y")]
-plots.chain(["x", "mean", "c", "v", "s", "xhat", "y"], uses)
+drawings.chain(["x", "mean", "c", "v", "s", "xhat", "y"], uses)
 
 # %% [markdown]
 # Backward, last step first. We write $g_i$ for the upstream gradient $\partial L / \partial y_i$, and $d\,$something
@@ -896,8 +896,8 @@ net.load_state_dict(state)
 
 # %%
 table = np.arange(1, 19).reshape(6, 3)
-plots.numbers({"batch norm: each column": table, "layer norm: each row": table},
-              marks={"batch norm: each column": [(0, 1, 6, 1)], "layer norm: each row": [(2, 0, 1, 3)]})  # fmt: skip
+drawings.numbers({"batch norm: each column": table, "layer norm: each row": table},
+                 marks={"batch norm: each column": [(0, 1, 6, 1)], "layer norm: each row": [(2, 0, 1, 3)]})  # fmt: skip
 
 # %% [markdown]
 # The rows are examples (or positions of pictures), the columns channels. The formula is the same, turned by a quarter.

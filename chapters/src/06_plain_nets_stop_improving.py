@@ -31,7 +31,7 @@ import numpy as np
 from IPython.display import Markdown
 
 import minires as mr
-from minires import nn, plots, tables
+from minires import drawings, nn, plots, tables
 from minires.conv import conv2d
 from minires.data import Dataset, Normalise
 from minires.experiments import deepen, look_inside
@@ -56,7 +56,7 @@ results = Path("..", "results")  # what the long experiments have written down
 # **Predict.** How many layers with weights has that net for $n = 3$? And for any $n$?
 
 # %%
-plots.blocks(mr.build("plain20"))
+drawings.blocks(mr.build("plain20"))
 
 # %% [markdown]
 # Count the boxes. One convolution at the start, $3 \cdot n \cdot 2$ in the blocks, one linear layer at the end:
@@ -369,7 +369,7 @@ for model, (maps, gradients) in alike.items():
 image = np.array([[0, 1, 2, 0], [5, 0, 3, 1], [0, 4, 9, 2], [1, 0, 2, 7]], np.float32)
 kernel = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
 out = conv2d(mr.Tensor(image[None, :, :, None]), mr.Tensor(kernel[:, :, None, None]), padding=1)
-plots.numbers({"x": image, "kernel": kernel, "conv2d(x)": out.data[0, :, :, 0]})
+drawings.numbers({"x": image, "kernel": kernel, "conv2d(x)": out.data[0, :, :, 0]})
 
 # %% [markdown]
 # **A ReLU that does nothing.** That is easy here: what comes in is the output of an earlier ReLU. It is 0 or more, and

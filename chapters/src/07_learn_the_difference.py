@@ -34,7 +34,7 @@ import numpy as np
 from IPython.display import Markdown
 
 import minires as mr
-from minires import nn, plots, tables
+from minires import drawings, nn, plots, tables
 from minires.data import Dataset, Normalise
 from minires.functional import add_relu, subsample_and_pad
 from minires.resnet import BasicBlock
@@ -62,7 +62,7 @@ results = Path("..", "results")  # what the long experiments have written down
 # connection. $H$ is wanted, $F$ is learned: many texts swap the two.
 
 # %%
-plots.block_pair()
+drawings.block_pair()
 
 # %% [markdown]
 # The block's last ReLU stands behind the sum, so that $F$ may be below zero: it must be able to take something away.
@@ -502,8 +502,8 @@ except ValueError as error:
 x = np.arange(1, 17).reshape(4, 4)
 x = np.stack([x, -x], axis=-1)[None].astype(np.float32)  # (1, 4, 4, 2)
 y = subsample_and_pad(mr.Tensor(x), stride=2, channels=4).data  # (1, 2, 2, 4)
-plots.numbers({f"x, channel {c}": x[0, :, :, c] for c in range(2)} |
-              {f"y, channel {c}": y[0, :, :, c] for c in range(4)})  # fmt: skip
+drawings.numbers({f"x, channel {c}": x[0, :, :, c] for c in range(2)} |
+                 {f"y, channel {c}": y[0, :, :, c] for c in range(4)})  # fmt: skip
 
 # %% [markdown]
 # A quarter of the pixels, twice the channels. Half of the new zeros stand in front, half behind. (The paper leaves open

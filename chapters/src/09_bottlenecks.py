@@ -31,7 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires as mr
-from minires import nn, plots
+from minires import drawings, nn, plots
 from minires.checkpoint import load_state
 from minires.data import Loader, Normalise
 from minires.optim import one_cycle
@@ -93,7 +93,7 @@ for kernel, c, f in ((3, 64, 64), (3, 256, 256), (1, 256, 256), (1, 256, 64)):
 rng = np.random.default_rng(0)
 narrow, wide = BasicBlock(64, 64, 1, "B", rng), BasicBlock(256, 256, 1, "B", rng)
 block = Bottleneck(256, 64, 1, "B", rng)
-plots.widths({"basic block": narrow, "bottleneck": block, "a wide basic block": wide})
+drawings.widths({"basic block": narrow, "bottleneck": block, "a wide basic block": wide})
 
 # %% [markdown]
 # Under each kernel stands the number of its weights. Add them up yourself before you go on:
@@ -290,7 +290,7 @@ for stride_in in ("1x1", "3x3"):
     y = first(x)
     y.backward(rng.standard_normal(y.shape, np.float32))
     seen[f"stride in the {stride_in}"] = (x.grad != 0).any(axis=(0, 3)).astype(int)
-plots.numbers(seen)
+drawings.numbers(seen)
 
 # %% [markdown]
 # A 1 marks a pixel that got any gradient, in any of 32 pictures. With the stride in the 1x1, three quarters of the
@@ -527,8 +527,8 @@ print("the copy, built with another seed, gives the same logits, bit for bit:", 
 f, _, i, j = np.indices((2, 1, 2, 2)) + 1
 theirs = 100 * f + 10 * i + j  # (F, C, KH, KW); 212: the second filter, its first row, second column
 turned, reshaped = theirs.transpose(2, 3, 1, 0), theirs.reshape(2, 2, 1, 2)
-plots.numbers({"PyTorch's second filter": theirs[1, 0], "transposed": turned[:, :, 0, 1],
-               "reshaped": reshaped[:, :, 0, 1]})  # fmt: skip
+drawings.numbers({"PyTorch's second filter": theirs[1, 0], "transposed": turned[:, :, 0, 1],
+                  "reshaped": reshaped[:, :, 0, 1]})  # fmt: skip
 
 # %% [markdown]
 # The transpose brings each number to its place. The reshape fills the shape in the order of memory: our second filter

@@ -1,0 +1,542 @@
+"""Drawings of how things work, in boxes, arrows and cells: graphs, nets, blocks, arrays, convolutions.
+
+As in `plots.py`, each is a matplotlib Figure, written to `path` if given. What is drawn has a `gid` that tells
+what it stands for, by which tests find it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby, pairwise
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.path as mpath
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Polygon, Rectangle
+
+from minires.backend import to_host
+from minires.conv import output_size, patches
+from minires.nn import Conv2d, Linear, Module
+from minires.plots import COLOURS, INK, Picture, saved, tint
+from minires.resnet import SubsampleAndPad
+from minires.summary import FOLLOWERS, blocks_of, kernel, stage_of
+from minires.tensor import FREED, Tensor
+
+SHORTCUTS: dict[str, Any] = {"identity": "-", "option A": "--", "projection": "--"}  # the line of each
+MOST_TENSORS = 60  # of a graph that can still be read
+MOST_ROWS = 60  # layers of a drawing in which every block is drawn
+HALF_BOX = 0.42  # of a tensor in a graph, inches
+STEP, GAP = 0.6, 0.42  # in a drawing of a net: from layer to layer, above a block
+
+MOVE, LINE = mpath.Path.MOVETO, mpath.Path.LINETO  # what a path does to get to a point
+CURVE3, CURVE4 = mpath.Path.CURVE3, mpath.Path.CURVE4  # two or three points make a bend
+
+Point = tuple[float, float]
+Parents = Callable[[Any], Sequence[Any]]  # gives what a tensor or value was computed from
+
+
+# ---- boxes and arrows
+
+
+def _canvas(left: float, right: float, bottom: float, top: float, inches: float) -> tuple[Picture, Axes]:
+    """Empty axes over these coordinates, drawn at so many inches a unit."""
+    figure = Picture(figsize=(inches * (right - left), inches * (top - bottom)), dpi=120)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str,
+         **look: Any) -> None:  # fmt: skip
+    """A rounded box around (x, y), in a light tint of `colour`."""
+    look |= {"boxstyle": "round,pad=0,rounding_size=0.1", "facecolor": tint(colour), "edgecolor": INK}
+    axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, **look))
+    axes.text(x, y, text, ha="center", va="center", fontsize=8, linespacing=1.1)
+
+
+def _arrow(axes: Axes, points: Sequence[Point], codes: Sequence[np.uint8] | None = None, **look: Any) -> None:
+    """An arrow along `points`, straight from each to the next unless `codes` of a matplotlib Path bend it."""
+    look = {"linewidth": 1.0, "zorder": 0.5} | look
+    axes.add_patch(FancyArrowPatch(path=mpath.Path(points, codes), arrowstyle="-|>", mutation_scale=8, color=INK,
+                                   joinstyle="round", **look))  # fmt: skip
+
+
+# ---- how a number was computed
+
+
+def graph(tensor: Tensor, path: str | Path | None = None,
+          names: Mapping[str, Tensor] | None = None) -> Figure:  # fmt: skip
+    """How `tensor` was computed, from left to right. Each tensor is a box: its name where `names` has
+    one, the operation that made it, and its value where that is small, else its shape. A dashed box is
+    a constant.
+
+    Draw before `backward()`, which uses the graph up. Raises ValueError for more than 60 tensors.
+    """
+    called = {id(t): name for name, t in (names or {}).items()}
+
+    def draw(axes: Axes, t: Tensor, x: float, y: float) -> None:
+        made = t.node.name if t.node else ""
+        lines = filter(None, [called.get(id(t)), made, _value(t)])
+        _box(axes, x, y, 2 * HALF_BOX, 0.52, "\n".join(lines),
+             COLOURS[4] if made else COLOURS[5] if t.requires_grad else "#ffffff",
+             linestyle="-" if t.requires_grad else "--", gid="operation" if made else "leaf")  # fmt: skip
+
+    return saved(_draw_graph(tensor, _parents, draw, row=0.66), path)
+
+
+def _parents(t: Tensor) -> Sequence[Tensor]:
+    if t.node is FREED:
+        raise ValueError("graph: backward() has used this graph up; draw it before, or compute it again")
+    return t.node.parents if t.node else ()
+
+
+def _value(t: Tensor) -> str:
+    """Up to three numbers; of more, their shape."""
+    if t.size == 1:
+        return f"{t.item():.4g}"
+    if t.ndim == 1 and t.size <= 3:
+        return "[" + " ".join(f"{v:.3g}" for v in to_host(t.data)) + "]"
+    return "x".join(map(str, t.shape))
+
+
+def values(root: Any, path: str | Path | None = None, names: Mapping[str, Any] | None = None,
+           order: Sequence[Any] = ()) -> Figure:  # fmt: skip
+    """How chapter 1's scalar `root` was computed, from left to right: in each box the name where `names` has
+    one, the operation, the number and, where it is not 0, the gradient.
+
+    A value has `data`, `grad`, `parents` and `name`, its operation. Those in `order` get their place in it,
+    counted from 1. Raises ValueError for more than 60 values.
+    """
+    called = {id(v): name for name, v in (names or {}).items()}
+    places = {id(v): str(i) for i, v in enumerate(order, start=1)}
+
+    def draw(axes: Axes, v: Any, x: float, y: float) -> None:
+        title = ": ".join(filter(None, [called.get(id(v)), v.name]))
+        colour = COLOURS[4] if v.parents else COLOURS[5]
+        _box(axes, x, y, 2 * HALF_BOX, 0.62, "", colour, gid="operation" if v.parents else "leaf")
+        lines = list(filter(None, [title, f"{v.data:.4g}", f"grad {v.grad:.4g}" if v.grad else ""]))
+        for k, line in enumerate(lines):
+            ink = COLOURS[0] if line.startswith("grad ") else INK
+            axes.text(x, y + 0.17 * ((len(lines) - 1) / 2 - k), line, ha="center", va="center", fontsize=8,
+                      color=ink, weight="bold" if ink != INK else "normal")  # fmt: skip
+        if id(v) in places:
+            axes.text(x - HALF_BOX + 0.02, y + 0.3, places[id(v)], ha="center", va="center", fontsize=7, color="white",
+                      zorder=3, bbox={"boxstyle": "circle,pad=0.25", "facecolor": INK, "edgecolor": INK})  # fmt: skip
+
+    return saved(_draw_graph(root, lambda v: v.parents, draw, row=0.85), path)
+
+
+def _draw_graph(root: Any, parents: Parents, draw: Callable[[Axes, Any, float, float], None], row: float) -> Picture:
+    """`draw` puts a box around (x, y) for `root` and all it was computed from; here they get places and arrows.
+
+    row: inches from box to box in a column.
+    """
+    found = _with_inputs(root, parents)
+    if len(found) > MOST_TENSORS:
+        raise ValueError(f"this graph has {len(found)} values, a picture can show {MOST_TENSORS}; "
+                         "draw a smaller expression")  # fmt: skip
+    columns, wires = _columns(found, parents)
+    pitch, half = 1.25, HALF_BOX  # inches from column to column
+    place = {item: (pitch * i, row * ((len(column) - 1) / 2 - j))
+             for i, column in enumerate(columns) for j, item in enumerate(column)}  # fmt: skip
+    y_end = row * max(map(len, columns)) / 2 + 0.05
+    figure, axes = _canvas(-half - 0.1, pitch * (len(columns) - 1) + half + 0.1, -y_end, y_end, inches=1)
+    for t in found:
+        draw(axes, t, *place[id(t)])
+    for item in place:
+        arriving = sorted((wire for wire in wires if wire[-1] == item), key=lambda wire: -place[wire[-2]][1])
+        for k, wire in enumerate(arriving):
+            sides = [(x + side, y) for x, y in (place[i] for i in wire) for side in (-half, half)]
+            (x, y), shift = sides[-2], 0.14 * ((len(arriving) - 1) / 2 - k)
+            _arrow(axes, *_smooth([*sides[1:-2], (x, y + shift)]), gid="edge")
+    return figure
+
+
+def _with_inputs(root: Any, parents: Parents) -> list[Any]:
+    """`root` and all that it was computed from, each once."""
+    found, stack = {id(root): root}, [root]
+    while stack:
+        for parent in parents(stack.pop()):
+            if id(parent) not in found:
+                found[id(parent)] = parent
+                stack.append(parent)
+    return list(found.values())
+
+
+def _columns(tensors: list[Any], parents: Parents) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Where boxes stand and arrows run: columns of items, and for each arrow the items it meets.
+
+    An item is a tensor's id, or (arrow, column) where an arrow passes a column.
+    """
+    level = _levels(tensors, parents)
+    columns: list[list[Any]] = [[] for _ in range(max(level.values()) + 1)]
+    for t in tensors:
+        columns[level[id(t)]].append(id(t))
+    wires: list[list[Any]] = []
+    for k, (parent, user) in enumerate((parent, t) for t in tensors for parent in parents(t)):
+        passed = [(k, i) for i in range(level[id(parent)] + 1, level[id(user)])]
+        for item in passed:
+            columns[item[1]].append(item)
+        wires.append([id(parent), *passed, id(user)])
+    _untangle(columns, wires)
+    return columns, wires
+
+
+def _levels(tensors: list[Any], parents: Parents) -> dict[int, int]:
+    """The column of each tensor, by id: the longest way to it from a leaf. Leaves stand next to their first use."""
+    level: dict[int, int] = {}
+
+    def measure(t: Any) -> int:
+        if id(t) not in level:
+            level[id(t)] = 1 + max(map(measure, parents(t)), default=-1)
+        return level[id(t)]
+
+    for t in tensors:
+        measure(t)
+    for leaf in tensors:
+        if not parents(leaf):
+            uses = [level[id(t)] for t in tensors for parent in parents(t) if parent is leaf]
+            level[id(leaf)] = min(uses, default=1) - 1
+    return level
+
+
+def _untangle(columns: list[list[Any]], wires: list[list[Any]]) -> None:
+    """Sort the items of each column by the mean place of their neighbours, to and fro: few arrows cross then."""
+    neighbours: dict[tuple[int, Any], list[Any]] = defaultdict(list)  # by the column they stand in, and item
+    of_column = {item: i for i, column in enumerate(columns) for item in column}
+    for wire in wires:
+        for a, b in pairwise(wire):
+            neighbours[of_column[a], b].append(a)
+            neighbours[of_column[b], a].append(b)
+    order = range(len(columns))
+    for beside, here in 4 * [*pairwise(order), *pairwise(reversed(order))]:
+        height = {item: (j + 0.5) / len(columns[i])
+                  for i in (beside, here) for j, item in enumerate(columns[i])}  # fmt: skip
+        mean = {i: np.mean([height[n] for n in neighbours[beside, i]] or height[i]) for i in columns[here]}
+        columns[here].sort(key=mean.__getitem__)
+
+
+def _smooth(points: list[Point]) -> tuple[list[Point], list[np.uint8]]:
+    """A path through points: curved from column to column, straight past a column."""
+    path, codes = points[:1], [MOVE]
+    for k, ((x, y), (x2, y2)) in enumerate(pairwise(points)):
+        middle = (x + x2) / 2
+        path += [(x2, y2)] if k % 2 else [(middle, y), (middle, y2), (x2, y2)]
+        codes += [LINE] if k % 2 else 3 * [CURVE4]
+    return path, codes
+
+
+def chain(names: Sequence[str], uses: Sequence[tuple[str, str]], path: str | Path | None = None) -> Figure:
+    """Quantities in the order in which they are computed, and an arrow from each to those that use it."""
+    place = {name: 1.5 * i for i, name in enumerate(names)}
+    longest = max(place[b] - place[a] for a, b in uses)
+    figure, axes = _canvas(-0.7, max(place.values()) + 0.7, -0.4, 0.5 + 0.3 * longest, inches=0.75)
+    for name, x in place.items():
+        _box(axes, x, 0, 1.0, 0.5, name, COLOURS[4], gid="quantity")
+    for a, b in uses:
+        left, right, far = place[a], place[b], place[b] - place[a]
+        if far <= 1.5:
+            _arrow(axes, [(left + 0.5, 0), (right - 0.5, 0)], gid="use")
+        else:
+            high = 0.3 + 0.4 * far
+            left, right = left + 0.2, right - 0.2  # beside an arrow that ends there, or begins
+            _arrow(axes, [(left, 0.25), (left, high), (right, high), (right, 0.25)], [MOVE, CURVE4, CURVE4, CURVE4],
+                   gid="use")  # fmt: skip
+    return saved(figure, path)
+
+
+# ---- nets and their blocks
+
+
+class _Block(NamedTuple):
+    """A block as it is drawn: a line of text for each layer; what its shortcut does, "" where it has none; how many
+    like it stand in a row."""
+
+    stage: str
+    lines: tuple[str, ...]
+    shortcut: str
+    times: int = 1
+
+    @property
+    def height(self) -> float:
+        return STEP * len(self.lines) + GAP
+
+
+def blocks(net: Module, path: str | Path | None = None) -> Figure:
+    """The net's layers from top to bottom, column by column, as in the paper's Figure 3: kernel,
+    channels and stride, a colour for each stage, an arc for each shortcut, dashed where it is not the
+    identity. In a net too deep for that, equal blocks in a row are drawn once, with their number."""
+    drawn = found = _found(net)
+    if sum(len(block.lines) for block in found) > MOST_ROWS:
+        drawn = [block._replace(times=len(list(same))) for block, same in groupby(found)]
+    columns = _in_columns(drawn)
+    deepest = max(sum(block.height for block in column) for column in columns)
+    width, high = 1.75, 0.42  # of a layer's box
+    pitch = 3.1 if len(drawn) == len(found) else 3.5  # from column to column: "x 17" wants room
+
+    stages = Counter(block.stage for block in found if block.stage)
+    colours = {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
+    handles: list[Any] = []
+    for stage, n in stages.items():
+        label = f"{stage}: {n} block{'s' if n > 1 else ''}"
+        handles.append(Patch(facecolor=tint(colours[stage]), edgecolor=INK, label=label))
+    for kind, style in SHORTCUTS.items():
+        if any(block.shortcut == kind for block in found):
+            handles.append(Line2D([], [], color=INK, linestyle=style, label=f"shortcut: {kind}"))
+    legend_columns = max(2, len(columns))
+    bottom = -deepest - 0.5 - 0.5 * ceil(len(handles) / legend_columns)
+    right = max(6.4, pitch * len(columns) - 0.9)
+    figure, axes = _canvas(-width / 2 - 0.4, right, bottom, 0.7, inches=0.5)
+    axes.text(0, 0.1, "image", ha="center", va="bottom", fontsize=8)
+    tail = [(0.0, 0.0)]  # the way from the layer drawn last to the next
+    for i, column in enumerate(columns):
+        x, y = pitch * i, 0.0
+        for block in column:
+            start, colour = y, colours.get(block.stage, "#999999")
+            y -= GAP
+            for line in (text.replace(",", ", ").replace("/", " /") for text in block.lines):
+                _arrow(axes, [*tail, (x, y)])
+                _box(axes, x, y - high / 2, width, high, line, colour, gid="layer")
+                tail = [(x, y - high)]
+                y -= STEP
+            if block.shortcut:
+                _shortcut(axes, x, start - 0.16, y, x + width / 2 + 0.4, SHORTCUTS[block.shortcut])
+                tail = [(x, y)]
+            if block.times > 1:
+                axes.text(x + width / 2 + 0.5, (start + y) / 2, f"x {block.times}", va="center", weight="bold")
+        between = x + pitch - width / 2 - 0.35
+        tail += [(x, -deepest - 0.2), (between, -deepest - 0.2), (between, 0.25), (x + pitch, 0.25)]
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=legend_columns, fontsize=8, frameon=False)
+    return saved(figure, path)
+
+
+def _found(net: Module) -> list[_Block]:
+    """The blocks of a net; a norm or ReLU right behind a single layer is left out."""
+    found: list[_Block] = []
+    before: Module | None = None
+    for name, module in blocks_of(net):
+        if isinstance(module, FOLLOWERS) and isinstance(before, Conv2d | Linear):
+            continue
+        before = module
+        kernels = [kernel(f"{name}.{part}", layer) for part, layer in module.modules()]
+        lines = [text for text in kernels if text and not text.startswith("+")]
+        shortcut = ""
+        if hasattr(module, "downsample") and not getattr(module, "plain", False):
+            way = module.downsample
+            changed = "option A" if isinstance(way, SubsampleAndPad) else "projection"
+            shortcut = "identity" if way is None else changed
+        stage = stage_of(name) if stage_of(name) != name else ""
+        found.append(_Block(stage, tuple(lines) or (type(module).__name__,), shortcut))
+    return found or [_Block("", (kernel("", net) or type(net).__name__,), "")]
+
+
+def _in_columns(found: list[_Block]) -> list[list[_Block]]:
+    """Columns of about equal height, so many that the picture is a little wider than high."""
+    whole = sum(block.height for block in found)
+    most = whole / max(1, round(sqrt(whole / 2.4)))
+    columns: list[list[_Block]] = [[]]
+    so_far = 0.0
+    for block in found:
+        if so_far + block.height / 2 > most * len(columns):
+            columns.append([])
+        columns[-1].append(block)
+        so_far += block.height
+    return columns
+
+
+def _shortcut(axes: Axes, x: float, top: float, bottom: float, right: float, style: str) -> None:
+    """An arc from (x, top) by way of `right` to the sum at (x, bottom)."""
+    r = 0.3
+    points = [(x, top), (right - r, top), (right, top), (right, top - r),
+              (right, bottom + r), (right, bottom), (right - r, bottom), (x + 0.12, bottom)]  # fmt: skip
+    codes = [MOVE, LINE, CURVE3, CURVE3, LINE, CURVE3, CURVE3, LINE]
+    _arrow(axes, points, codes, linestyle=style, linewidth=1.3, gid="shortcut")
+    axes.plot(x, bottom, "o", markersize=7, markerfacecolor="white", markeredgecolor=INK)
+    axes.plot(x, bottom, "+", markersize=6, markeredgecolor=INK)
+
+
+def block_pair(path: str | Path | None = None) -> Figure:
+    """A plain block beside a residual one, operation by operation (the paper's Figure 2)."""
+    colours = {"3x3 conv": COLOURS[0], "batch norm": COLOURS[2], "ReLU": COLOURS[4]}
+    inside = ("3x3 conv", "batch norm", "ReLU", "3x3 conv", "batch norm")
+    width, high, step = 1.5, 0.42, 0.66
+    end = -step * (len(inside) + 2.55)  # of the way down
+    figure, axes = _canvas(-2.2, 6.2, end - 0.4, 0.9, inches=0.62)
+    for x, title, name in ((0.0, "plain block", "H(x)"), (3.8, "residual block", "F(x)")):
+        axes.text(x, 0.6, title, ha="center", weight="bold", fontsize=9)
+        axes.text(x, 0.1, "x", ha="center", fontsize=9)
+        tail = (x, 0.0)
+        for i, text in enumerate((*inside, "", "ReLU")):
+            y = -step * (i + 0.75)
+            if text:
+                _arrow(axes, [tail, (x, y + high / 2)])
+                _box(axes, x, y, width, high, text, colours[text], gid="layer")
+                tail = (x, y - high / 2)
+            elif name == "F(x)":
+                _shortcut(axes, x, -0.12, y, x + width / 2 + 0.6, "-")
+                axes.text(x + width / 2 + 0.7, y / 2, "x", va="center", fontsize=9)
+                _arrow(axes, [tail, (x, y + 0.08)])
+                tail = (x, y - 0.08)
+                axes.text(x - 0.25, y, "F(x) + x", ha="right", va="center", fontsize=9)
+        _arrow(axes, [tail, (x, end)])
+        axes.text(x, end - 0.3, "y", ha="center", fontsize=9)
+        left, low = x - width / 2 - 0.2, -step * (len(inside) - 0.25) - high / 2
+        axes.plot([left + 0.1, left, left, left + 0.1], [-0.3, -0.3, low, low], color=INK, linewidth=1)
+        axes.text(left - 0.1, (low - 0.3) / 2, name, ha="right", va="center", fontsize=9)
+    return saved(figure, path)
+
+
+def widths(blocks: Mapping[str, Module], path: str | Path | None = None) -> Figure:
+    """Residual blocks side by side: from top to bottom a bar as wide as each map has channels, between two of them the
+    convolution with the number of its weights; 1x1 in another colour than the rest. An arc is the shortcut."""
+    convs = {name: [m for way, m in block.modules() if isinstance(m, Conv2d) and "downsample" not in way]
+             for name, block in blocks.items()}  # fmt: skip
+    most = max(max(conv.weight.shape[2:]) for layers in convs.values() for conv in layers)
+    full, bar, gap, pitch = 2.4, 0.24, 0.62, 3.5  # inches: the widest map, a map's height, a convolution's, a column's
+    deepest = max(len(layers) for layers in convs.values()) * (bar + gap) + bar
+    figure, axes = _canvas(-full / 2 - 0.2, pitch * len(blocks) - full / 2 - 0.4, -deepest - 0.45, 0.45, inches=1)
+    for i, (name, layers) in enumerate(convs.items()):
+        x, y = pitch * i, -(deepest - len(layers) * (bar + gap) - bar) / 2
+        top, sizes = y, [layers[0].weight.shape[2], *(conv.weight.shape[3] for conv in layers)]
+        axes.text(x, 0.25, f"{name}: {sum(c.weight.size for c in layers):,} weights", ha="center", weight="bold",
+                  fontsize=9)  # fmt: skip
+        for k, channels in enumerate(sizes):
+            half = full * channels / most / 2
+            axes.add_patch(Rectangle((x - half, y - bar), 2 * half, bar, facecolor=INK, gid="map"))
+            axes.text(x, y - bar / 2, str(channels), color="white", ha="center", va="center_baseline", fontsize=8)
+            if k < len(layers):
+                w, below = layers[k].weight, full * sizes[k + 1] / most / 2
+                colour = COLOURS[0] if w.shape[0] == 1 else COLOURS[4]
+                corners = [(x - half, y - bar), (x + half, y - bar),
+                           (x + below, y - bar - gap), (x - below, y - bar - gap)]  # fmt: skip
+                axes.add_patch(Polygon(corners, facecolor=tint(colour), gid="layer"))
+                axes.text(x, y - bar - gap / 2, f"{w.shape[0]}x{w.shape[1]}\n{w.size:,}", ha="center", va="center",
+                          fontsize=8)  # fmt: skip
+            y -= bar + gap
+        bottom = y + gap - 0.12
+        _arrow(axes, [(x, top + 0.16), (x, top)])
+        _shortcut(axes, x, top + 0.1, bottom, x + full / 2 + 0.3, "-")
+    return saved(figure, path)
+
+
+# ---- arrays and convolutions
+
+
+def numbers(arrays: Mapping[str, Any], path: str | Path | None = None,
+            marks: Mapping[str, Sequence[tuple[int, int, int, int]]] | None = None,
+            columns: int = 8) -> Figure:  # fmt: skip
+    """Small arrays, each under its name, as grids of numbers, `columns` side by side: blue above zero, orange below.
+
+    marks: by name, rectangles (row, column, height, width) of cells to outline.
+    """
+    grids = [(name, np.atleast_2d(to_host(array))) for name, array in arrays.items()]
+    lines = [grids[i : i + columns] for i in range(0, len(grids), columns)]
+    gap, letter = 1.4, 0.22  # in cells: between grids; width of a letter of a name
+    wide = [max(max(grid.shape[1], letter * len(name)) for name, grid in grids[i::columns])
+            for i in range(len(lines[0]))]  # fmt: skip
+    high = [max(len(grid) for _, grid in line) for line in lines]
+    right, bottom = sum(wide) + gap * (len(wide) - 0.5), -sum(high) - 1.1 * len(lines) - 0.2
+    figure, axes = _canvas(-gap / 2, right, bottom, 0, inches=0.4)
+    top = 0.0
+    for line, height in zip(lines, high, strict=True):
+        left, top = 0.0, top - 1
+        for (name, grid), width in zip(line, wide, strict=False):
+            x, y = left + (width - grid.shape[1]) / 2, top - (height - len(grid)) / 2
+            axes.text(left + width / 2, y + 0.25, name, ha="center", fontsize=9)
+            _cells(axes, x, y, grid, _signed(grid))
+            for row, column, h, w in (marks or {}).get(name, ()):
+                axes.add_patch(Rectangle((x + column, y - row - h), w, h, fill=False, zorder=3, linewidth=2.5,
+                                         edgecolor=INK, gid="mark"))  # fmt: skip
+            left += width + gap
+        top -= height + 0.1
+    return saved(figure, path)
+
+
+def _cells(axes: Axes, left: float, top: float, grid: np.ndarray, colours: Any, size: float = 1.0) -> None:
+    """Numbers in squares; `colours` has one for each."""
+    for (i, j), value in np.ndenumerate(grid):
+        axes.add_patch(Rectangle((left + size * j, top - size * (i + 1)), size, size, facecolor=colours[i][j],
+                                 edgecolor="#aaaaaa", linewidth=0.6, gid="cell"))  # fmt: skip
+        axes.text(left + size * (j + 0.5), top - size * (i + 0.5), f"{value + 0.0:.3g}", ha="center",
+                  va="center_baseline", fontsize=8 if size > 0.7 else 6)  # fmt: skip
+
+
+def _signed(grid: np.ndarray) -> list[list[tuple[float, float, float]]]:
+    """A tint for each number: the stronger the larger, blue above zero, orange below."""
+    most = max(float(np.abs(grid).max(initial=0)), 1e-30)
+    return [[tint(COLOURS[0] if value > 0 else COLOURS[1], 0.55 * abs(value) / most) for value in row] for row in grid]
+
+
+def patches_to_rows(x: np.ndarray, w: np.ndarray, path: str | Path | None = None, stride: int = 1) -> Figure:
+    """A convolution as a matrix product: each patch of x (H, W) becomes a row, each filter of w (KH, KW, F) a column.
+
+    At most 7 patches, each with a colour of its own.
+    """
+    kh, kw, f = w.shape
+    found = patches(x[None, :, :, None], kh, kw, stride)[0]  # (OH, OW, KH, KW, 1)
+    oh, ow = found.shape[:2]
+    if oh * ow > len(COLOURS):
+        raise ValueError(f"patches_to_rows: a picture can show {len(COLOURS)} patches, x has {oh * ow}; "
+                         "take a smaller x")  # fmt: skip
+    rows, column = found.reshape(oh * ow, kh * kw), w.reshape(kh * kw, f)
+    small, band = 0.5, 1.0  # size of a cell of x, and room around each of its copies
+    high, wide = small * x.shape[0] + band, small * x.shape[1] + 0.6
+    middle = max(oh * high, kh * kw, len(rows)) / 2
+    lefts = np.cumsum([0, ow * wide + 1.2, kh * kw + 1.6, f + 1.6])
+    figure, axes = _canvas(-0.4, lefts[3] + f + 0.6, -0.3, 2 * middle + 1.2, inches=0.36)
+    tints = np.array([tint(colour, 0.4) for colour in COLOURS])
+    for k, (i, j) in enumerate(np.ndindex(oh, ow)):
+        left, top = j * wide, middle + (oh / 2 - i) * high - 0.7
+        colours = np.ones((*x.shape, 3))  # white
+        colours[i * stride : i * stride + kh, j * stride : j * stride + kw] = tints[k]
+        _cells(axes, left, top, x, colours, small)
+        axes.text(left + small * x.shape[1] / 2, top + 0.2, f"patch {k}", ha="center", fontsize=8)
+    for left, grid, name in zip(lefts[1:], (rows, column, rows @ column), ("im2col(x)", "w", "y"), strict=True):
+        top, colours = middle + len(grid) / 2, np.ones((*grid.shape, 3))
+        if name != "w":
+            colours[:] = tints[: len(grid), None]
+            for k in range(len(grid)):
+                axes.text(left - 0.15, top - k - 0.5, str(k), ha="right", va="center", fontsize=7)
+        _cells(axes, left, top, grid, colours)
+        axes.text(left + grid.shape[1] / 2, top + 0.25, name, ha="center", fontsize=9)
+    for left, sign in ((lefts[2], "@"), (lefts[3], "=")):
+        axes.text(left - 0.95, middle, sign, ha="center", va="center", fontsize=12)
+    return saved(figure, path)
+
+
+def taps(size: int, kernel: int, path: str | Path | None = None, stride: int = 1, padding: int = 0,
+         output: int | None = None, entry: int | None = None) -> Figure:  # fmt: skip
+    """A convolution along one axis: a line from each input, below, to each output that it enters, by weight.
+
+    The border's zeros are dashed. output, entry: an output or an input whose lines stand out, each with its weight.
+    """
+    places = output_size(size, kernel, stride, padding)
+    right, upper = size + padding - 1, 2.0
+    at = [stride * j - padding + (kernel - 1) / 2 for j in range(places)]  # an output stands over its patch's middle
+    figure, axes = _canvas(-padding - 0.6, right + 0.6, -0.5, upper + 0.5, inches=0.75)
+    for j, k in np.ndindex(places, kernel):
+        i = stride * j - padding + k
+        strong = (output is None and entry is None) or j == output or i == entry
+        colour = COLOURS[k % len(COLOURS)] if strong else "#cccccc"
+        axes.plot([i, at[j]], [0, upper], color=colour, linestyle=("-", "--", "-.", ":")[k % 4],
+                  linewidth=1.8 if strong else 0.8, zorder=1 if strong else 0.5, gid="tap")  # fmt: skip
+        if strong and (j == output or i == entry):
+            share = 0.66 if j != output else 0.34  # of the way up, where the lines of a fan lie apart
+            axes.text(i + share * (at[j] - i), share * upper, f"w{k}", ha="center", va="center", fontsize=9,
+                      color=colour, zorder=2, bbox={"boxstyle": "round,pad=0.1", "facecolor": "white",
+                                                    "edgecolor": "none"})  # fmt: skip
+    for i in range(-padding, size + padding):
+        border = not 0 <= i < size
+        _box(axes, i, 0, 0.56, 0.5, "0" if border else f"x{i}", "#ffffff" if border else COLOURS[5],
+             linestyle="--" if border else "-", zorder=3, gid="input")  # fmt: skip
+    for j, x in enumerate(at):
+        _box(axes, x, upper, 0.56, 0.5, f"y{j}", COLOURS[4], zorder=3, gid="output")
+    return saved(figure, path)
