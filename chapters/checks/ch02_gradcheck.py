@@ -48,7 +48,7 @@ def relative_error_cases():
     yield "opposite signs", (np.array([1.0, -2.0]), np.array([-1.0, 1.0]))
     yield "large and small entries", (a * 10.0 ** np.arange(-3, 9).reshape(4, 3), noise)
     yield "both zero", (np.array([0.0, 0.0, 3.0]), np.array([0.0, 1.0, 3.0]))
-    yield "tiny numbers", (np.array([2e-12, 1e-300]), np.array([1e-12, 1e-300]))
+    yield "tiny numbers", (np.array([2e-12, 2e-300]), np.array([1e-12, 1e-300]))
 
 
 def relative_error_slowly(a, b):
@@ -107,10 +107,12 @@ def gradient_cases():
     yield "a large step, h = 0.01", (square, rng.uniform(1, 2, (2, 2, 3)), rng.standard_normal((2, 2, 3)), 0.01)
     yield "strong curvature", (cube, rng.uniform(900, 1000, 4), rng.standard_normal(4))
     yield "f returns a view", (transposed, rng.standard_normal((2, 3)), rng.standard_normal((3, 2)))
+    yield "a large step, h = 0.5", (cube, rng.uniform(1, 2, 4), rng.standard_normal(4), 0.5)
 
 
 def gradient_by_calculus(f, x, grad, h=1e-6):
-    return GRADIENTS[f](x, grad)
+    extra = h * h * grad if f is cube else 0  # ((x + h)^3 - (x - h)^3) / 2h = 3 x^2 + h^2
+    return GRADIENTS[f](x, grad) + extra
 
 
 # ---- 2.4: where the kinks are is known
@@ -126,6 +128,10 @@ def sum_of_sizes(x):
 
 def steep(x):
     return float(1e5 * (x * x).sum())
+
+
+def steep_kink(x):
+    return float((1000 * x + 0.75 * np.abs(x)).sum())
 
 
 def shallow(x):
@@ -145,12 +151,14 @@ def kinks_cases():
     yield "steep but smooth", (steep, np.array([1.0, -2.0]))
     yield "a shallow kink", (shallow, np.array([0.0, 1.0]))
     yield "a tie of the maximum", (largest, np.array([1.0, 2.0, 2.0]))
+    yield "a small kink on a steep slope", (steep_kink, np.array([0.0, 1.0, -2.0]))
 
 
 def kinks_by_reasoning(f, x, h=1e-6):
     if f is largest:
         return (x == x.max()) & (np.sum(x == x.max()) > 1)
-    return np.abs(x) < h if f in (sum_of_relus, sum_of_sizes, shallow) else np.zeros(x.shape, bool)
+    kinked = f in (sum_of_relus, sum_of_sizes, shallow, steep_kink)
+    return np.abs(x) < h if kinked else np.zeros(x.shape, bool)
 
 
 EXERCISES = [

@@ -21,6 +21,7 @@ def log_softmax_cases():
     yield "very negative scores", (rng.standard_normal((3, 4)) - 5000,)
     yield "rows of very different size", (rng.standard_normal((3, 4)) + np.array([[-9000.0], [0.0], [9000.0]]),)
     yield "a class that is nearly impossible", (np.array([[0.0, 1.0, -2000.0]]),)
+    yield "very different scores in a row", (np.array([[0.0, 9000.0, -9000.0], [-9000.0, -8999.0, 9000.0]]),)
 
 
 def library_log_softmax(scores):
@@ -38,6 +39,7 @@ def cross_entropy_cases():
     yield "as many images as classes", (rng.standard_normal((4, 4)), np.array([1, 3, 0, 2]))
     yield "float32", (rng.standard_normal((6, 10)).astype(np.float32), np.arange(6) % 3)
     yield "large scores", (100 * rng.standard_normal((4, 5)) + 3000, np.array([1, 0, 4, 2]))
+    yield "a right class that seemed impossible", (np.array([[0.0, 2000.0, 1.0]]), np.array([2]))
 
 
 def library_cross_entropy(scores, labels):
@@ -78,8 +80,9 @@ def run_sgd(sgd_step, start, grads, rates, momentum, weight_decay):
             raise Mistake("it writes into grad: build grad + weight_decay w as a new array")
         for name, array, old in (("w", w, before), ("velocity", velocity, 0 * before)):
             if np.array_equal(array, old):
+                order = "; or is w moved before velocity, which begins with zeros?" if name == "w" else ""
                 raise Mistake(f"the array {name} is as it was: {name} = ... makes a new array, {name} -= or += or *= "
-                              "or [...] = writes into this one")  # fmt: skip
+                              f"or [...] = writes into this one{order}")  # fmt: skip
     return velocity, w
 
 

@@ -24,6 +24,16 @@ def clip_cases():
     yield "float32", ([normal(3, 4, dtype=np.float32), normal(5, seed=1, dtype=np.float32)], 0.5)
 
 
+def run_clip(clip_by_norm, gradients, max_norm):
+    before = [g.copy() for g in gradients]
+    got = clip_by_norm(gradients, max_norm)
+    unchanged = len(before) == len(gradients) and all(map(np.array_equal, before, gradients))
+    if unchanged and isinstance(got, tuple | list) and got and isinstance(got[0], tuple | list):
+        if any(new is old for new, old in zip(got[0], gradients, strict=False)):
+            raise Mistake("it returns an array that it was given: wanted new arrays, also where nothing is clipped")
+    return got
+
+
 def clip_reference(gradients, max_norm):
     params = [Tensor(g, requires_grad=True) for g in gradients]
     for p, g in zip(params, gradients, strict=True):
@@ -105,18 +115,26 @@ def backward_reference(grad, x, gamma, eps=1e-5):
 
 
 def running_cases():
-    """Batches to train on, a batch to test on, momentum."""
+    """Batches to train on, a batch to test on, momentum; in the last case eps, and gamma and beta are not 1 and 0."""
     yield "one batch, then evaluation", ([normal(4, 3, mean=2)], normal(2, 3, seed=9), 0.1)
     yield "several batches", ([normal(4, 3, seed=k, mean=k) for k in range(3)], normal(2, 3, seed=9), 0.1)
     yield "another momentum", ([normal(4, 3, seed=k, mean=k) for k in range(3)], normal(2, 3, seed=9), 0.4)
     yield "pictures", ([normal(2, 3, 4, 3, seed=k, std=3) for k in range(2)], normal(2, 3, 4, 3, seed=9), 0.1)
     batches = [normal(3, 2, 2, 3, seed=k, mean=1) for k in range(2)]
     yield "one picture to test on", (batches, normal(1, 2, 2, 3, seed=9), 0.1)
+    yield "other gamma and beta, a large eps", (batches, normal(2, 2, 2, 3, seed=9), 0.1, 0.5)
 
 
-def run_running(BatchNorm, batches, test, momentum):
+def gamma_and_beta(channels, eps):
+    if eps == 1e-5:
+        return np.ones(channels), np.zeros(channels)
+    return normal(channels, seed=1, mean=2), normal(channels, seed=2)
+
+
+def run_running(BatchNorm, batches, test, momentum, eps=1e-5):
     """Train on the batches, then evaluate; the running statistics must not move in evaluation."""
-    layer = BatchNorm(test.shape[-1], momentum)
+    layer = BatchNorm(test.shape[-1], momentum, eps)
+    layer.gamma, layer.beta = gamma_and_beta(test.shape[-1], eps)
     trained = [layer.forward(x) for x in batches]
     mean, var = np.array(layer.running_mean), np.array(layer.running_var)
     layer.training = False
@@ -126,13 +144,14 @@ def run_running(BatchNorm, batches, test, momentum):
     return trained[-1], mean, var, evaluated
 
 
-def running_reference(batches, test, momentum):
-    """The batches, the batch to test on, momentum."""
+def running_reference(batches, test, momentum, eps=1e-5):
+    """The batches, the batch to test on, momentum, eps."""
     c = test.shape[-1]
-    gamma, beta, mean, var = Tensor(np.ones(c)), Tensor(np.zeros(c)), np.zeros(c), np.ones(c)
+    gamma, beta = (Tensor(a) for a in gamma_and_beta(c, eps))
+    mean, var = np.zeros(c), np.ones(c)
     for x in batches:
-        y = norm.batch_norm(Tensor(x), gamma, beta, mean, var, True, momentum).data
-    return y, mean, var, norm.batch_norm(Tensor(test), gamma, beta, mean, var, False).data
+        y = norm.batch_norm(Tensor(x), gamma, beta, mean, var, True, momentum, eps).data
+    return y, mean, var, norm.batch_norm(Tensor(test), gamma, beta, mean, var, False, eps=eps).data
 
 
 EXERCISES = [
@@ -153,6 +172,7 @@ EXERCISES = [
         ),
         cases=clip_cases,
         reference=clip_reference,
+        run=run_clip,
         outputs=("the clipped gradients", "the norm before"),
     ),
     Exercise(

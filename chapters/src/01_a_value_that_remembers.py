@@ -8,7 +8,7 @@
 # - say in which order a graph has to be walked back, and write that walk without recursion;
 # - carry the idea from numbers to arrays, and undo broadcasting.
 #
-# **You need** Python with classes and `lambda`, the derivative of a product, and the chain rule. NumPy from section 8
+# **You need** Python with classes and `lambda`, the derivative of a product, and the chain rule. NumPy from section 7
 # on.
 #
 # **Time**: about 60 minutes to read and run, 90 for the exercises.
@@ -83,8 +83,8 @@ print(f"ResNet-20 has {sum(p.size for p in net.parameters()):,} parameters")
 #
 # ## 2. A number that remembers how it was made
 #
-# After `y = w * x`, Python knows that `y` is 6. It has forgotten that `y` came from `w` and `x`. To walk back, somebody
-# has to remember.
+# Let `w` be 2 and `x` be 3. After `y = w * x`, Python knows that `y` is 6. It has forgotten that `y` came from `w` and
+# `x`. To walk back, somebody has to remember.
 #
 # So we wrap the number. A `Value` holds
 # - `data`, the number;
@@ -752,7 +752,7 @@ print("remembered without it:   ", (a * a).node.name, "of", len((a * a).node.par
 #   computed.
 # - A `step` turns the gradient of what was made into the gradients of what it was made from. It needs no knowledge of
 #   the rest.
-# - **Gradients add** wherever a value is used more than once: `b = a + a`, $d \cdot d$, a bias over a batch,
+# - **Gradients add** wherever a value is used more than once: `b = a + a`, `missing * missing`, a bias over a batch,
 #   $F(x) + x$.
 # - The walk goes in **reverse topological order**: each value once, after everything that was made from it. Then the
 #   cost is that of the formula, not that of its number of ways.
@@ -768,8 +768,8 @@ print("remembered without it:   ", (a * a).node.name, "of", len((a * a).node.par
 # - Forgetting to clear the gradients between two steps: each step then uses the sum of all gradients so far.
 # - Summing over the wrong axis in `unbroadcast`, or losing the axis of length 1 (`keepdims`). With square shapes nobody
 #   notices.
-# - Reading the gradient of something in the middle. minires leaves gradients in the leaves; ask with `retain_grad()`
-#   for others.
+# - Reading the gradient of something in the middle. minires keeps gradients in the *leaves*, the tensors that were
+#   given; ask with `retain_grad()` for others.
 # - Believing that a recursion will do because the test net has five layers.
 #
 # ## Three questions
@@ -800,11 +800,11 @@ print("remembered without it:   ", (a * a).node.name, "of", len((a * a).node.par
 #
 # ## Exercises
 #
-# Open `chapters/exercises/ch01_autograd.py` in an editor, fill in a function, save, and run its cell here (or
-# `pytest -m ex1_1`, or `python -m minires check 1.1`). Stuck? `hint("1.1")`.
+# Open `chapters/exercises/ch01_autograd.py` in an editor, fill in a function, save, and run its cell here (or, in a
+# terminal, `pytest -m ex1_1` or `python -m minires check 1.1`). Stuck? `hint("1.1")`, then `hint("1.1", 2)`.
 
 # %%
-from minires.exercises import check
+from minires.exercises import check, hint
 
 check("1.1")
 
@@ -816,6 +816,9 @@ check("1.3")
 
 # %%
 check("1.4")
+
+# %%
+hint("1.1")
 
 # %% [markdown]
 # ## Read on

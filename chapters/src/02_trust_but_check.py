@@ -303,7 +303,7 @@ print(verdict(careless_relu, [rng.normal(size=(3, 4))]))
 print(" backward     measured    difference   relative error")
 for backward, measured in ((250.0001, 250.0), (0.0003, 0.0002), (-0.00005, 0.00005)):
     relative = abs(backward - measured) / max(abs(backward), abs(measured))
-    print(f"{backward:9g} {measured:12g} {abs(backward - measured):12.1e} {relative:15.1e}")
+    print(f"{backward:9.7g} {measured:12.7g} {abs(backward - measured):12.1e} {relative:15.1e}")
 
 # %% [markdown]
 # The same difference, and three verdicts: excellent, half as much again, wrong sign. Only the **relative error**
@@ -365,8 +365,9 @@ for name, found in cases.items():
 # In float64 the right and the wrong gradient stand far apart: any limit between them will do. In float32 they overlap,
 # and no limit can part them. One more reason for float64.
 #
-# One trouble is left. If the true slope is exactly 0 and rounding says $10^{-12}$, the relative error is 1, as bad as
-# it gets. So a checker allows a tiny **absolute** error beside the relative one. minires calls an entry right if
+# One trouble is left. If the true slope is exactly 0 and rounding says $10^{-12}$, the relative error is 1, as if
+# nothing were right. So a checker allows a tiny **absolute** error beside the relative one. minires calls an entry
+# right if
 #
 # $$ |\,\text{backward} - \text{measured}\,| \le \text{atol} + \text{rtol}\cdot|\,\text{measured}\,| $$
 
@@ -405,6 +406,9 @@ plt.show()
 print(verdict(mr.relu, [np.array([1.5, 3e-7, -2.0])]))
 
 # %% [markdown]
+# (Why not 0 and 1? The upstream gradient is random here too, and its entry is a factor of both slopes. And of the nudge
+# below, three tenths lie to the right of the kink.)
+#
 # A maximum has such places too: a **tie**, where two entries are the largest together.
 
 # %%
@@ -579,7 +583,7 @@ for name, (forward, backward, arrays) in GALLERY.items():
 # | reversed, shifted | a kernel not flipped, a padding cropped at the wrong side |
 # | only the borders | padding again |
 # | off by one constant per channel | a term that goes through the mean |
-# | zero where it should not be | a branch not followed |
+# | all zero, or zero where it should not be | a branch not followed |
 # | no pattern | write down the formula again |
 #
 # There are mistakes where nothing is compared at all, because something worse comes first:
@@ -761,11 +765,11 @@ plt.show()
 #
 # ## Exercises
 #
-# Open `chapters/exercises/ch02_gradcheck.py`, fill in a function, save, and run its cell here (or `pytest -m ex2_1`, or
-# `python -m minires check 2.1`). Stuck? `hint("2.1")`.
+# Open `chapters/exercises/ch02_gradcheck.py`, fill in a function, save, and run its cell here (or, in a terminal,
+# `pytest -m ex2_1` or `python -m minires check 2.1`). Stuck? `hint("2.1")`, then `hint("2.1", 2)`.
 
 # %%
-from minires.exercises import check
+from minires.exercises import check, hint
 
 check("2.1")
 
@@ -777,6 +781,9 @@ check("2.3")
 
 # %%
 check("2.4")
+
+# %%
+hint("2.1")
 
 # %% [markdown]
 # ## Read on

@@ -418,7 +418,7 @@ plt.show()
 #
 # On Shapes-10 that is hopeless, and on purpose: every shape comes in every colour, on every background, turned and
 # moved. A bright disc on a dark ground and a dark disc on a bright one are opposite pictures, and no template can like
-# both. With some goodwill you can make out a cross and two bars, in a lot of noise. It shows in the figures: the
+# both. With some goodwill you can make out a ring or upright stripes, in a lot of noise. It shows in the figures: the
 # training loss falls, the validation loss rises. (On CIFAR-10 templates do better, for there sky is blue and grass is
 # green.)
 #
@@ -494,9 +494,9 @@ dead = int((relu_net(mr.Tensor(x[:32])).data == 0).all(axis=1).sum())
 print(f"with the ReLU, {dead} of 32 pictures have ten scores of 0; {dead} / 32 ln 10 = {dead / 32 * np.log(10):.3f}")
 
 # %% [markdown]
-# All three begin at ln 10; check 1 sees nothing. Check 2 sees it at once. With the ReLU, descent pushes wrong scores
-# down to 0, and sometimes the right one with them. Where all ten are 0, no gradient passes any more, and that picture
-# costs $\ln 10$ for ever. With gradients that pile up, every step repeats all the earlier ones.
+# All three begin at ln 10: check 1 finds neither bug. Check 2 finds both at once. With the ReLU, descent pushes wrong
+# scores down to 0, and sometimes the right one with them. Where all ten are 0, no gradient passes any more, and that
+# picture costs $\ln 10$ for ever. With gradients that pile up, every step repeats all the earlier ones.
 #
 # **3. The learning rate is chosen by measuring.** One epoch each, over a wide range, in equal factors.
 #
@@ -593,8 +593,8 @@ for name, net in (("without", free), ("with", held)):
 # %% [markdown]
 # Look at the **gap** between dashed and solid. Without decay the training loss heads for zero while the validation loss
 # no longer falls: the net learns its 4,000 pictures by heart. Weight decay keeps the weights shorter and the gap
-# smaller. The two accuracies on validation pictures are close, the losses less so: the free net is right about as
-# often, but where it is wrong, it is very sure of it.
+# smaller. On validation pictures both nets are right about as often, and still the free net has the higher loss: where
+# it is wrong, it is very sure of it.
 #
 # ## 8. The first weights
 #
@@ -860,11 +860,11 @@ plt.show()
 #
 # ## Exercises
 #
-# Open `chapters/exercises/ch03_learning.py`, fill in a function, save, and run its cell here (or `pytest -m ex3_1`, or
-# `python -m minires check 3.1`). Stuck? `hint("3.1")`.
+# Open `chapters/exercises/ch03_learning.py`, fill in a function, save, and run its cell here (or, in a terminal,
+# `pytest -m ex3_1` or `python -m minires check 3.1`). Stuck? `hint("3.1")`, then `hint("3.1", 2)`.
 
 # %%
-from minires.exercises import check
+from minires.exercises import check, hint
 
 check("3.1")
 
@@ -877,10 +877,13 @@ check("3.3")
 # %%
 check("3.4")
 
+# %%
+hint("3.1")
+
 # %% [markdown]
 # ## Read on
 #
-# - `minires/functional.py`: `log_softmax` and `cross_entropy`. `minires/optim.py`: `SGD`, all of it in 20 lines, and
+# - `minires/functional.py`: `log_softmax` and `cross_entropy`. `minires/optim.py`: `SGD`, all of it on one page, and
 #   schedules that change the learning rate on the way. `minires/nn.py`: `Linear`, and where He's rule stands.
 #   `minires/train.py`: the loop of section 6, grown up.
 # - **Chapter 4, Convolution is a matrix product**, gives the net eyes.

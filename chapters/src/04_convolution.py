@@ -158,8 +158,8 @@ drawings.taps(6, 3, output=1)
 
 # %% [markdown]
 # Six inputs, four outputs. The picture has shrunk by two: the kernel's middle can't stand on the outermost pixels.
-# Fifteen such layers would leave 2 of 32 pixels in a row. So we put zeros around the picture. **Padding** 1 means
-# one zero on each side:
+# Fifteen such layers would leave 2 of 32 pixels in a row. So we put zeros around the picture. **Padding** 1 means one
+# zero on each side:
 
 # %%
 drawings.taps(6, 3, padding=1, output=0)
@@ -177,8 +177,8 @@ drawings.taps(6, 3, stride=2, padding=1, output=1)
 # Three outputs. And look at the right end: the last zero is under no kernel at all. The next place would reach beyond
 # it.
 #
-# Let us count in general. The picture has $n$ pixels, with padding $n + 2p$. The kernel's left end can stand at
-# $0, s, 2s, \dots$ Its right end must stay inside: $j s + k \le n + 2p$, so
+# Let us count in general. The row has $n$ pixels, with padding $n + 2p$. The kernel's left end can stand at 0, $s$,
+# $2s$, and so on; at place $j$ it stands at $j s$. Its right end must stay inside: $j s + k \le n + 2p$, so
 #
 # $$ j \le \frac{n + 2p - k}{s}. $$
 #
@@ -612,7 +612,7 @@ plt.show()
 # The first is the brightness that the eye sees; the others are differences of colours.
 #
 # A 1x1 convolution is cheap, and it can change the number of channels. Deep nets use it to make room: squeeze 256
-# channels to 64, do the dear 3x3 work there, and go back to 256. That is the *bottleneck* of ResNet-50:
+# channels to 64, do the costly 3x3 work there, and go back to 256. That is the *bottleneck* of ResNet-50:
 
 # %%
 print(f"one 3x3 layer on 256 channels:            {3 * 3 * 256 * 256:>8,} weights")
@@ -672,7 +672,7 @@ macs = 32 * 32 * 32 * 16 * 3 * 3 * 16
 print(f"{macs / 1e6:.1f} million multiplications, each with an addition")
 
 # %% [markdown]
-# **Predict.** By what factor does the matrix product beat the seven loops: 10, 100, 1,000?
+# **Predict.** By what factor does the matrix product beat the seven loops: 10, 100, 1,000, 10,000?
 
 
 # %%
@@ -793,7 +793,8 @@ print(f"{data.name}: {accuracy:.1%} with {sum(p.size for p in net.parameters()):
 print(f"the MLP of chapter 3, with 256 hidden units, has {3072 * 256 + 256 + 256 * 10 + 10:,}")
 
 # %% [markdown]
-# Compare with the test accuracy that the MLP of chapter 3 reached, with more than fifty times as many parameters.
+# Compare with the test accuracy that the MLP of chapter 3 reached, with more than fifty times as many parameters. (This
+# chapter looks at test images after every epoch. It may, as nothing is chosen by them.)
 #
 # And the kernels? Here they are as they began: random numbers.
 

@@ -457,7 +457,7 @@ def show_likeness(found):
 show_likeness(alike)
 
 # %% [markdown]
-# Without a norm, all images look more and more alike to the net: after a ReLU every activation is positive, so all
+# Without a norm, all images look more and more alike to the net: after a ReLU no activation is negative, so all
 # vectors share a direction, and each layer adds to it. The size is kept, the *difference* is lost. Batch norm takes
 # away, in every channel, what the images have in common: the mean. What is left is what tells them apart. That is its
 # second gift. A gain can't give it: a gain makes all vectors longer and turns none.
@@ -760,7 +760,7 @@ print(f"step by step {1e3 * slow:.0f} ms, fused {1e3 * fast:.0f} ms: {slow / fas
 # Batch norm makes an image's answer depend on the other images of its batch. In training that is accepted. But a
 # trained net should say of one image what it says of it, whoever its neighbours are. So batch norm has **two modes**:
 #
-# - **training**: mean and variance are the batch's own. Beside, it keeps *running* averages of both.
+# - **training**: mean and variance are the batch's own. Besides, it keeps *running* averages of both.
 # - **evaluation**: mean and variance are the running ones, and these are constants. They don't change any more.
 #
 # The running average moves a tenth of the way to each new batch: $r \leftarrow r + 0.1\,(b - r)$. **Predict.** Begin at
@@ -851,8 +851,8 @@ plt.show()
 
 # %% [markdown]
 # One net, one set of weights, the same images. Large mixed batches hide the bug: their mean and variance are close to
-# the running ones. Small batches show it. So do batches of one class: batch norm takes away what the images of the
-# batch have in common, and here that is just what the net should have found.
+# the running ones. The smaller the batches, the more it shows. Batches of one class show it too: batch norm takes away
+# what the images of the batch have in common, and here that is just what the net should have found.
 #
 # A second symptom: the answer for an image changes with its company.
 
@@ -964,7 +964,7 @@ show_losses(depth_20)
 # The size is right in every layer, and still all images look alike in the end: a row doesn't know what other images
 # have in the same place. In *this* deep plain net layer norm does not help. That is no verdict on layer norm.
 # Transformers use it in every block. But there each block has a shortcut around it, which carries the differences past.
-# And the deeper one looks, the more that shortcut turns out to matter: it is what chapter 6 is about.
+# And the deeper one looks, the more that shortcut turns out to matter: it is what chapter 7 is about.
 #
 # > **A misreading.** "ResNet uses layer normalisation." It does not: after each convolution stands a *batch* norm.
 #
@@ -992,9 +992,9 @@ for name, norms_of_layers in arriving.items():
     print(f"{name}: first convolution {norms_of_layers[0]:.2g}, last {norms_of_layers[-1]:.2g}")
 
 # %% [markdown]
-# Look where the plain net's gradient is small: nowhere near the input. There it is the *largest*. So the signal is
-# alive at both ends. The authors of the residual net report the same: with batch norm, "neither forward nor backward
-# signals vanish" (section 4.1).
+# Look where the plain net's gradient is small: nowhere near the input. There it is the *largest*; it grows on its way
+# back, as in section 4. So nothing vanishes. The authors of the residual net report the same: with batch norm, "neither
+# forward nor backward signals vanish" (section 4.1).
 #
 # > **A misreading.** "Vanishing gradients are what residual nets solve." Batch norm and a good initialisation had dealt
 # > with those. And yet plain nets get *worse* with depth: 56 layers train worse than 20, on the training set itself.
@@ -1046,7 +1046,7 @@ for name, norms_of_layers in arriving.items():
 #
 # </details>
 #
-# <details><summary>3. Your net reaches 99 % in training and 12 % in a test with `eval()`; with batches of 100 in
+# <details><summary>3. Your net reaches 99 % in training and 12 % in a test with eval(); with batches of 100 in
 # training mode the same test gives 90 %. Where do you look?</summary>
 #
 # At the running statistics: the weights are good, but what `eval()` uses does not fit them. Were there enough training
@@ -1057,12 +1057,11 @@ for name, norms_of_layers in arriving.items():
 #
 # ## Exercises
 #
-# Five functions, in `chapters/exercises/ch05_normalisation.py`. Fill one in, save, and run its cell (or
-# `pytest -m ex5_2`, or `python -m minires check 5.2`). Hints: `python -m minires hint 5.2`, then the same with
-# `--stage 2`; or `hint("5.2")` as in chapter 4.
+# Five functions, in `chapters/exercises/ch05_normalisation.py`. Fill one in, save, and run its cell (or, in a terminal,
+# `pytest -m ex5_2` or `python -m minires check 5.2`). Stuck? `hint("5.2")`, then `hint("5.2", 2)`.
 
 # %%
-from minires.exercises import check
+from minires.exercises import check, hint
 
 check("5.1")
 
@@ -1078,6 +1077,9 @@ check("5.4")
 # %%
 check("5.5")
 
+# %%
+hint("5.1")
+
 # %% [markdown]
 # ## Read on
 #
@@ -1086,7 +1088,7 @@ check("5.5")
 # - `minires/nn.py`: `BatchNorm2d` and `LayerNorm`, `train()` and `eval()`, and `observe`, with which this chapter
 #   looked inside.
 # - `minires/optim.py`: `clip_grad_norm`. `minires/train.py`: where the modes are switched in a real loop.
-# - Chapter 6: plain and residual nets.
+# - **Chapter 6, Plain nets stop improving**: what goes wrong when a plain net with batch norm gets deeper.
 # - Sources: He et al. 2015, "Delving deep into rectifiers" (the factor of a layer); Pascanu et al. 2013, "On the
 #   difficulty of training recurrent neural networks" (cliffs and clipping); Ioffe and Szegedy 2015, "Batch
 #   normalization"; Ba et al. 2016, "Layer normalization"; Yang et al. 2019, "A mean field theory of batch
