@@ -24,7 +24,9 @@ UsageError: Any = typer.BadParameter.__base__  # an unknown command or option, o
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Errors are told in one line on stderr, with status 2; Ctrl-C ends with status 130."""
     try:
-        app((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+        status = app((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+        if status == 130:  # typer keeps Ctrl-C to itself and returns this
+            raise KeyboardInterrupt
     except UsageError as error:
         sys.exit(fail(f"{error.format_message()} See: python -m minires --help"))
     except (ValueError, RuntimeError, OSError, MemoryError) as error:

@@ -19,6 +19,18 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{path.stem[:4]}: exercises of chapter {int(path.stem[2:4])}")
         for number in re.findall(r'number="(\d+\.\d+)"', path.read_text(encoding="utf-8")):
             config.addinivalue_line("markers", f"ex{number.replace('.', '_')}: exercise {number}")
+    if for_exercises(config):
+        config.option.reportchars += "s"  # what is not started is told
+
+
+def pytest_ignore_collect(collection_path, config):
+    """A student's `pytest -m ex4_2` need not wait until thousands of other tests are collected."""
+    others = collection_path.is_file() and collection_path.name != "test_exercises.py"
+    return True if others and for_exercises(config) else None
+
+
+def for_exercises(config):
+    return re.fullmatch(r"ex\d+_\d+|ch\d\d", config.option.markexpr)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from minires import backend
+from minires import backend, exercises
 from minires import run as room
 from minires.data import shapes10
 from minires.train import Config, read_config
@@ -172,6 +172,15 @@ def test_an_unknown_net_ends_the_process_with_status_2_and_no_traceback(tmp_path
     with start(tmp_path, "train", "resnet21", "--data", "shapes10") as process:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_ctrl_c_ends_any_command_with_one_line_and_status_130(monkeypatch, status_of, capsys):
+    def interrupted(exercise):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exercises, "report", interrupted)
+    assert status_of("check", "1.1") == 130
+    assert capsys.readouterr().err == "minires: stopped\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")

@@ -19,6 +19,6 @@ def marks(number: str, stem: str) -> list[pytest.MarkDecorator]:
 def test_exercise(number):
     found = report(number)
     if found.status == "not started":
-        pytest.skip("not started")
+        pytest.skip(f"exercise {number} is not started")
     if found.status == "wrong":
         pytest.fail(found.text, pytrace=False)
