@@ -325,8 +325,9 @@ HINTS = {  # by the beginning of a pattern; for others, the exercise's own first
                       "or work on a copy.",
     "it is None": "A function without a `return` gives None.",
     "wrong number of results": "Look at the last line of the docstring: what is returned, and in which order?",
-    "wrong type": "Arrays in, arrays out, unless the docstring says otherwise: of a Tensor t, t.data is the array; of "
-                  "a list, np.array(...) makes one.",
+    "wrong type": "The docstring says what is wanted: an array, a number, a Tensor? Of a Tensor t, t.data is the "
+                  "array; of a list, np.array(...) makes one. Of an array a with one entry, a.item() is the number; "
+                  "of whole numbers, // makes a whole number.",
     "wrong dtype": "The result must have the dtype of the input. Look for np.zeros, np.ones or np.array without a "
                    "dtype, and for a float32 or float64 in your code.",
     "wrong shape": "Write the shape behind each line of your code and compare with the docstring's. Which line is the "

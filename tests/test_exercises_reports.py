@@ -138,6 +138,18 @@ def test_results_of_every_kind(wanted, right, wrong, says):
     is_readable(found.text)
 
 
+@pytest.mark.parametrize("wanted, wrong, way, right", [
+    (np.ones(3), "[1.0, 1.0, 1.0]", "of a list, np.array(...) makes one", "np.array([1.0, 1.0, 1.0])"),
+    (0.5, "np.array([0.5])", "a.item() is the number", "np.array([0.5]).item()"),
+    (3, "7 / 2", "// makes a whole number", "7 // 2"),
+])  # fmt: skip
+def test_the_hint_for_a_wrong_type_helps_whatever_is_wanted(wanted, wrong, way, right):
+    what = exercise(lambda n: wanted, one(1))
+    said = " ".join(look_at(f"return {wrong}", what, "n").text.split())
+    assert said.startswith("hint: The docstring says what is wanted: an array, a number, ") and way in said
+    assert look_at(f"return {right}", what, "n").status == "solved"
+
+
 def test_tensors_as_arguments_and_results():
     what = exercise(lambda t: Tensor(t.data * 2), one(Tensor(np.ones((2, 3)))))
     head = "from minires.tensor import Tensor\n"

@@ -30,7 +30,8 @@ def run_clip(clip_by_norm, gradients, max_norm):
     unchanged = len(before) == len(gradients) and all(map(np.array_equal, before, gradients))
     if unchanged and isinstance(got, tuple | list) and got and isinstance(got[0], tuple | list):
         if any(new is old for new, old in zip(got[0], gradients, strict=False)):
-            raise Mistake("it returns an array that it was given: wanted new arrays, also where nothing is clipped")
+            raise Mistake("it returns an array that it was given: wanted new arrays, also where nothing is clipped; "
+                          "g * 1.0 is a new one")  # fmt: skip
     return got
 
 
@@ -115,26 +116,23 @@ def backward_reference(grad, x, gamma, eps=1e-5):
 
 
 def running_cases():
-    """Batches to train on, a batch to test on, momentum; in the last case eps, and gamma and beta are not 1 and 0."""
+    """Batches to train on, a batch to test on, momentum; in the last cases eps, gamma and beta too."""
     yield "one batch, then evaluation", ([normal(4, 3, mean=2)], normal(2, 3, seed=9), 0.1)
     yield "several batches", ([normal(4, 3, seed=k, mean=k) for k in range(3)], normal(2, 3, seed=9), 0.1)
     yield "another momentum", ([normal(4, 3, seed=k, mean=k) for k in range(3)], normal(2, 3, seed=9), 0.4)
     yield "pictures", ([normal(2, 3, 4, 3, seed=k, std=3) for k in range(2)], normal(2, 3, 4, 3, seed=9), 0.1)
     batches = [normal(3, 2, 2, 3, seed=k, mean=1) for k in range(2)]
     yield "one picture to test on", (batches, normal(1, 2, 2, 3, seed=9), 0.1)
-    yield "other gamma and beta, a large eps", (batches, normal(2, 2, 2, 3, seed=9), 0.1, 0.5)
+    test = normal(2, 2, 2, 3, seed=9)
+    yield "other gamma and beta", (batches, test, 0.1, 1e-5, normal(3, seed=1, mean=2), normal(3, seed=2))
+    yield "a large eps", (batches, test, 0.1, 0.5)
 
 
-def gamma_and_beta(channels, eps):
-    if eps == 1e-5:
-        return np.ones(channels), np.zeros(channels)
-    return normal(channels, seed=1, mean=2), normal(channels, seed=2)
-
-
-def run_running(BatchNorm, batches, test, momentum, eps=1e-5):
+def run_running(BatchNorm, batches, test, momentum, eps=1e-5, gamma=None, beta=None):
     """Train on the batches, then evaluate; the running statistics must not move in evaluation."""
     layer = BatchNorm(test.shape[-1], momentum, eps)
-    layer.gamma, layer.beta = gamma_and_beta(test.shape[-1], eps)
+    if gamma is not None:
+        layer.gamma, layer.beta = gamma, beta
     trained = [layer.forward(x) for x in batches]
     mean, var = np.array(layer.running_mean), np.array(layer.running_var)
     layer.training = False
@@ -144,10 +142,10 @@ def run_running(BatchNorm, batches, test, momentum, eps=1e-5):
     return trained[-1], mean, var, evaluated
 
 
-def running_reference(batches, test, momentum, eps=1e-5):
-    """The batches, the batch to test on, momentum, eps."""
+def running_reference(batches, test, momentum, eps=1e-5, gamma=None, beta=None):
+    """The batches, the batch to test on, momentum, eps, gamma and beta (None: 1 and 0)."""
     c = test.shape[-1]
-    gamma, beta = (Tensor(a) for a in gamma_and_beta(c, eps))
+    gamma, beta = Tensor(np.ones(c) if gamma is None else gamma), Tensor(np.zeros(c) if beta is None else beta)
     mean, var = np.zeros(c), np.ones(c)
     for x in batches:
         y = norm.batch_norm(Tensor(x), gamma, beta, mean, var, True, momentum, eps).data

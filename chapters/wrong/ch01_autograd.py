@@ -30,6 +30,10 @@ WRONG = [
     Wrong("1.1", "the other parent of a sum forgotten", "other.grad += z.grad", "pass", "gradient for b: all zero"),
     Wrong("1.1", "a product has the gradients of a sum", "other.grad += self.data * z.grad", "other.grad += z.grad",
           "gradient for b: constant ratio 0.5"),
+    Wrong("1.1", "z divided by one factor for the other factor",
+          "self.grad += other.data * z.grad\n            other.grad += self.data * z.grad",
+          "self.grad += z.data / self.data * z.grad\n            other.grad += z.data / other.data * z.grad",
+          "it stops with ZeroDivisionError ... z.data / self.data ... wrong for: many uses of both, a + b = 0. right"),
     # ---- 1.2
     Wrong("1.2", "listed when first met", "            seen.add(value)\n",
           "            seen.add(value)\n            order.append(value)\n            continue\n",
@@ -64,6 +68,16 @@ WRONG = [
           "            for parent in value.parents:\n                visit(parent)\n"
           "            order.append(value)\n\n    visit(root)\n",
           "it stops with RecursionError ... wrong for: 5,001 values deep"),
+    Wrong("1.2", "breadth first, what is met again moved to the end",
+          "    stack = [(root, False)]\n"
+          "    while stack:\n        value, parents_are_listed = stack.pop()\n        if parents_are_listed:\n"
+          "            order.append(value)\n        elif value not in seen:\n            seen.add(value)\n"
+          "            stack.append((value, True))\n"
+          "            stack += [(parent, False) for parent in value.parents]\n    return order\n",
+          "    order, queue = [root], [root]\n    while queue:\n        for parent in queue.pop(0).parents:\n"
+          "            if parent in order:\n                order.remove(parent)\n            else:\n"
+          "                queue.append(parent)\n            order.append(parent)\n    return order[::-1]\n",
+          "'x' stands after 'w', which was made from it. wrong for: a shortcut around two. right for: "),
     Wrong("1.2", "the set returned", "return order", "return seen", "wrong type: a set, wanted a list"),
     # ---- 1.3
     Wrong("1.3", "nothing summed", "    grad = grad.sum(axis=front)\n", "    return grad\n",
@@ -83,6 +97,22 @@ WRONG = [
     Wrong("1.3", "axes matched from the left", "front = tuple(range(grad.ndim - len(shape)))",
           "front = tuple(range(len(shape), grad.ndim))",
           "wrong shape: (4,), wanted (3,). wrong for: a new axis in front"),
+    Wrong("1.3", "every axis kept whose length is in the shape",
+          "    front = tuple(range(grad.ndim - len(shape)))\n    grad = grad.sum(axis=front)\n"
+          "    stretched = tuple(i for i, n in enumerate(shape) if n == 1)\n"
+          "    return grad.sum(axis=stretched, keepdims=True)\n",
+          "    others = tuple(i for i, n in enumerate(grad.shape) if n not in shape)\n"
+          "    return grad.sum(axis=others).reshape(shape)\n",
+          "it stops with ValueError: cannot reshape array of size 9 into shape (3,) ... "
+          "wrong for: a new axis as long as the old one; a square, an axis stretched. right for: "),
+    Wrong("1.3", "axes matched by length, from the left",
+          "    front = tuple(range(grad.ndim - len(shape)))\n    grad = grad.sum(axis=front)\n"
+          "    stretched = tuple(i for i, n in enumerate(shape) if n == 1)\n"
+          "    return grad.sum(axis=stretched, keepdims=True)\n",
+          "    left, others = list(shape), []\n    for i, n in enumerate(grad.shape):\n"
+          "        if n in left:\n            left.remove(n)\n        else:\n            others.append(i)\n"
+          "    return grad.sum(axis=tuple(others)).reshape(shape)\n",
+          "it follows no pattern ... wrong for: a new axis as long as the old one. right for: "),
     Wrong("1.3", "float64 hard-wired", "    grad = grad.sum(axis=front)\n",
           "    grad = grad.sum(axis=front, dtype=np.float64)\n", "wrong dtype: float64, wanted float32"),
     Wrong("1.3", "input changed", "    grad = grad.sum(axis=front)\n",

@@ -11,6 +11,10 @@ WRONG = [
     Wrong("3.1", "the maximum of the sizes", "scores.max(", "np.abs(scores).max(", "wrong for: very negative scores"),
     Wrong("3.1", "each column's maximum", "max(axis=1, keepdims=True)", "max(axis=0, keepdims=True)",
           "wrong for: several images"),
+    Wrong("3.1", "each row's mean", "scores.max(", "scores.mean(",
+          "NaN or infinity in 6 of 6 entries. wrong for: very different scores in a row. right for: "),
+    Wrong("3.1", "each row's first score", "scores.max(axis=1, keepdims=True)", "scores[:, :1]",
+          "NaN or infinity in 6 of 6 entries. wrong for: very different scores in a row. right for: "),
     Wrong("3.1", "softmax of the columns", "sum(axis=1, keepdims=True)", "sum(axis=0, keepdims=True)",
           "wrong for: several images; one image"),
     Wrong("3.1", "one sum for all", "sum(axis=1, keepdims=True)", "sum()",
@@ -62,6 +66,10 @@ WRONG = [
     Wrong("3.2", "softmax without the maximum", "grad = np.exp(log_p)",
           "grad = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)",
           "gradient for scores: NaN or infinity in 20 of 20 entries. wrong for: large scores"),
+    Wrong("3.2", "the logarithm of an own softmax", "    log_p = library_log_softmax(scores)\n",
+          "    p = np.exp(scores - scores.max(axis=1, keepdims=True))\n"
+          "    log_p = np.log(p / p.sum(axis=1, keepdims=True))\n",
+          "the loss: NaN or infinity ... wrong for: a right class that seemed impossible. right for: "),
     Wrong("3.2", "always float64", "grad = np.exp(log_p)", "grad = np.exp(log_p.astype(np.float64))",
           "gradient for scores: wrong dtype: float64, wanted float32. wrong for: float32"),
     Wrong("3.2", "only the right class learns", "    return float(loss), grad / n\n",
@@ -91,6 +99,10 @@ WRONG = [
     Wrong("3.3", "a new w", "w -= lr * velocity", "w = w - lr * velocity", "the array w is as it was"),
     Wrong("3.3", "a new velocity", "    velocity *= momentum\n    velocity += grad + weight_decay * w\n",
           "    velocity = momentum * velocity + grad + weight_decay * w\n", "the array velocity is as it was"),
+    Wrong("3.3", "w moved before velocity",
+          "    velocity *= momentum\n    velocity += grad + weight_decay * w\n    w -= lr * velocity\n",
+          "    w -= lr * velocity\n    velocity *= momentum\n    velocity += grad + weight_decay * w\n",
+          "the array w is as it was: w = ... makes a new array ... or is w moved before velocity, which begins with"),
     Wrong("3.3", "grad changed", "    velocity += grad + weight_decay * w\n",
           "    grad += weight_decay * w\n    velocity += grad\n",
           "it writes into grad: ... wrong for: weight decay; both"),
@@ -117,4 +129,4 @@ WRONG = [
     Wrong("3.4", "uniform", "rng.standard_normal(shape)", "rng.uniform(-1, 1, shape)", "it follows no pattern"),
     Wrong("3.4", "axes turned", "rng.standard_normal(shape)", "rng.standard_normal(shape[::-1])",
           "wrong shape: (40, 5), wanted (5, 40). wrong for: a linear layer with more outputs"),
-]
+]  # fmt: skip
