@@ -25,7 +25,7 @@ from minires.summary import summarise
 PAPER = {"resnet20": 8.75, "resnet32": 7.51, "resnet44": 7.17, "resnet56": 6.97, "resnet110": 6.43,
          "resnet1202": 7.93}  # test error in percent (Table 6)  # fmt: skip
 PAPER_EPOCHS = round(PAPER_STEPS * 128 / 50_000)
-IN_README = ("degradation", "fast", "paper")
+IN_README = ("degradation", "depth", "fast", "paper")
 SMOOTH = 20
 
 Line = tuple[Sequence[float], Sequence[float]]  # x and y
@@ -101,17 +101,23 @@ def table_of_runs(results: Path, experiments: Iterable[str] = tuple(EXPERIMENTS)
     return markdown(head, rows) if rows else ""
 
 
-def degradation(results: Path) -> str:
+def depths(results: Path, experiment: str) -> str:
     """Errors of plain and residual nets, shallow and deep, and what depth changes."""
-    runs, rows = records(results, "degradation"), []
-    for family in ("plain", "resnet"):
+    rows = []
+    for family, pair in pairs(results, experiment).items():
         for part, name in (("train", "training"), ("test", "test")):
-            pair = [runs.get(f"{family}{depth}") for depth in (20, 56)]
-            if pair[0] and pair[1] and pair[0].rows and pair[1].rows:
-                shallow, deep = (r.error(part) for r in pair if r)
-                rows.append([f"{family}, {name} error %", f"{shallow:.2f}", f"{deep:.2f}", f"{deep - shallow:+.2f}",
-                             " / ".join(r.epochs() for r in pair if r)])  # fmt: skip
+            shallow, deep = (r.error(part) for r in pair)
+            rows.append([f"{family}, {name} error %", f"{shallow:.2f}", f"{deep:.2f}", f"{deep - shallow:+.2f}",
+                         " / ".join(r.epochs() for r in pair)])  # fmt: skip
     return markdown(("", "20 layers", "56 layers", "difference", "epochs"), rows) if rows else ""
+
+
+def pairs(results: Path, experiment: str) -> dict[str, list[Record]]:
+    """The runs of 20 and of 56 layers, plain and residual, where both have begun."""
+    runs = {run: r for run, r in records(results, experiment).items() if r.rows}
+    found = {name: [runs[net] for net in (f"{family}20", f"{family}56") if net in runs]
+             for name, family in (("plain", "plain"), ("residual", "resnet"))}  # fmt: skip
+    return {name: pair for name, pair in found.items() if len(pair) == 2}
 
 
 def layers(results: Path) -> str:
@@ -205,7 +211,8 @@ def very_deep(results: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    "runs": table_of_runs, "README": lambda results: table_of_runs(results, IN_README), "degradation": degradation,
+    "runs": table_of_runs, "README": lambda results: table_of_runs(results, IN_README),
+    "degradation": lambda results: depths(results, "degradation"), "depth": lambda results: depths(results, "depth"),
     "layers": layers, "construction": construction, "zero-residual": zero_residual, "shortcuts": shortcuts,
     "bottleneck": bottleneck, "very-deep": very_deep,
 }  # fmt: skip
@@ -213,6 +220,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 FIGURES = {  # below a table: file and what it shows
     "degradation": {"degradation": "error of plain nets and of residual nets over the epochs",
                     "figure6": "the same four runs: error, loss and learning rate"},
+    "depth": {"depth": "error of plain nets and of residual nets over the epochs, recipe fast"},
     "layers": {"responses": "standard deviation of each layer's response",
                "gradients": "norm of each layer's gradient"},
     "construction": {"construction": "error after identity layers were put in"},
@@ -233,10 +241,11 @@ def draw(results: Path) -> list[Path]:
         drawn.append(results / f"{name}.png")
         return drawn[-1]
 
+    for experiment in ("degradation", "depth"):
+        if found := pairs(results, experiment):
+            plots.errors({name: [r.out for r in pair] for name, pair in found.items()}, file(experiment))
     nets = {run: r for run, r in records(results, "degradation").items() if r.rows}
     if len(nets) == 4:
-        plots.errors({"plain": [nets[n].out for n in ("plain20", "plain56")],
-                      "residual": [nets[n].out for n in ("resnet20", "resnet56")]}, file("degradation"))  # fmt: skip
         plots.curves([r.out for r in nets.values()], file("figure6"))
         last = {run: r.layers[-1]["response"].values() for run, r in nets.items()}
         plots.lines({"in the order of the layers": {run: by_layer(y) for run, y in last.items()},

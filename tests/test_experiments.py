@@ -201,7 +201,7 @@ def test_construction_wants_the_trained_net_first(tmp_path):
 
 def test_an_unknown_experiment_is_told(tmp_path, status_of, capsys):
     assert status_of("reproduce", "everything", "--out", tmp_path) == 2
-    assert "wanted all, one of degradation, fast" in capsys.readouterr().err
+    assert "wanted all, one of degradation, depth, fast" in capsys.readouterr().err
     with pytest.raises(ValueError, match="one run such as degradation/plain20, got 'fast/resnet56'"):
         reproduce("fast/resnet56", tmp_path)
 
@@ -355,9 +355,18 @@ def test_what_depth_changes_is_the_difference_of_the_errors(tmp_path):
     for net, (train, test) in {"plain20": (0.8, 0.75), "plain56": (0.6, 0.65), "resnet20": (0.85, 0.8),
                                "resnet56": (0.9, 0.82)}.items():  # fmt: skip
         record(tmp_path / "degradation" / net, net, 10 * [(train, test)])
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.degradation(tmp_path).splitlines()[2:]]
+    lines = tables.depths(tmp_path, "degradation").splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
     assert [row[3] for row in cells] == ["+20.00", "+10.00", "-5.00", "-2.00"]
     assert cells[0] == ["plain, training error %", "20.00", "40.00", "+20.00", "10 / 10"]
+    assert [row[0] for row in cells[2:]] == ["residual, training error %", "residual, test error %"]
+
+
+def test_a_pair_is_told_as_soon_as_both_nets_have_begun(tmp_path):
+    for net in ("resnet20", "plain20", "resnet56"):
+        record(tmp_path / "depth" / net, net, [(0.5, 0.5)])
+    assert list(tables.pairs(tmp_path, "depth")) == ["residual"]
+    assert tables.draw(tmp_path) == [tmp_path / "depth.png"]
 
 
 def test_shortcuts_have_mean_and_deviation_of_finished_runs(tmp_path):
