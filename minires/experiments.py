@@ -187,7 +187,7 @@ def quick(model: str, shortcut: str = "A", seed: int = 0, epochs: int = 5) -> Co
 
 
 EXPERIMENTS: dict[str, dict[str, Training | Identity]] = {
-    "degradation": {net: Training(short(net), layers=True, keep=True)
+    "degradation": {net: Training(short(net), layers=True, keep=net == "plain20")
                     for net in ("plain20", "resnet20", "plain56", "resnet56")},
     "depth": {net: Training(quick(net, epochs=10)) for net in ("resnet20", "resnet56", "plain20", "plain56")},
     "fast": {"resnet20": Training(quick("resnet20", epochs=30), keep=True)},

@@ -115,7 +115,8 @@ def test_every_run_is_written_down_and_leaves_only_what_is_needed(whole):
             assert ("layers.jsonl" in files) == (experiment == "degradation")
             assert ("steps.jsonl" in files) == (experiment == "very-deep")
             assert ("begin.json" in files) == (experiment == "construction")
-            assert ("model.safetensors" in files) == (experiment in ("degradation", "fast", "paper"))
+            assert ("model.safetensors" in files) == (
+                experiment in ("fast", "paper") or (experiment, run) == ("degradation", "plain20"))  # fmt: skip
             assert "checkpoints" not in files
             if isinstance(kind, Training):
                 (session,) = read_lines(out / "sessions.jsonl")
