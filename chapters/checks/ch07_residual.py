@@ -123,6 +123,9 @@ class Counted:
         self.calls += 1
         return self.layer(x, **options)
 
+    def __repr__(self):
+        return f"the layer {self.name}"
+
 
 def norm(channels, seed):
     gamma, beta = 1.5 + 0.3 * normal(channels, seed=seed), 0.5 * normal(channels, seed=seed + 1)
@@ -162,7 +165,7 @@ def block_reference(x, conv1, bn1, conv2, bn2, shortcut=None):
 
 
 def block_run(answer, x, *layers):
-    """The result, after a look at how often each layer was called."""
+    """The result, after a look at how often each layer was called, and at whether a gradient finds its way back."""
     given = [layer for layer in layers if layer]
     for layer in given:
         layer.calls = 0
@@ -170,6 +173,12 @@ def block_run(answer, x, *layers):
     for layer in given:
         if layer.calls != 1:
             raise Mistake(f"{layer.name} was called {layer.calls} times, wanted once")
+    if isinstance(y, Tensor):
+        if y.requires_grad:
+            y.backward(np.ones(y.shape))
+        if layers[0].layer.weight.grad is None:
+            raise Mistake("no gradient finds its way back from y to conv1: an array (.data) was taken out of a Tensor, "
+                          "so that the layers before it would never learn")  # fmt: skip
     return y
 
 

@@ -113,6 +113,8 @@ def normalise_cases():
     yield "few training images", (images(2, 2, 2, (0, 256), (60, 200), (0, 100)), train)
     train = images(3, 3, 3, (0, 256), (77, 78), (190, 250))
     yield "a channel that is the same everywhere", (images(2, 3, 3, (0, 256), (70, 80), (190, 250)), train)
+    train = images(3, 3, 3, (0, 256), (77, 79), (190, 250))
+    yield "a channel that is nearly the same everywhere", (images(2, 3, 3, (0, 256), (70, 80), (190, 250)), train)
 
 
 def run_normalise(answer, images, train_images):

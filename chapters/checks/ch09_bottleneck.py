@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from minires.conv import conv2d
-from minires.exercises import Exercise
+from minires.exercises import Exercise, Mistake
 from minires.nn import Conv2d
 from minires.norm import batch_norm
 from minires.resnet import Bottleneck
@@ -86,6 +86,8 @@ def forward_and_backward(forward, x, block):
     image = Tensor(x, requires_grad=True)
     y = forward(image, block)
     if isinstance(y, Tensor):
+        if not y.requires_grad:
+            raise Mistake("no gradient finds its way back from y: an array (.data) was taken out of a Tensor")
         y.backward(normal(*y.shape, seed=3, dtype=y.dtype))
     return y, image.grad, block.conv1.weight.grad, block.bn3.running_mean
 

@@ -78,6 +78,6 @@ def identity_norm(x: np.ndarray, eps: float = 1e-5) -> tuple[np.ndarray, np.ndar
         y = gamma (x - mean) / sqrt(var + eps) + beta
 
     x: (N, H, W, C)  ->  gamma, beta, running mean, running variance, each (C,), of the dtype of x, such that y = x in
-    training and in evaluation. x stays as it is.
+    training and in evaluation. Four arrays of their own: training will write into each of them. x stays as it is.
     """
     raise NotImplementedError("exercise 6.5")

@@ -273,7 +273,7 @@ print(f"a vanishing gradient (chapter 5), times 0.70 per layer: {0.7 ** (len(fou
 
 # %%
 for name in ("plain20", "plain56"):
-    for row in recorded[name].layers[:: max(1, len(recorded[name].layers) - 1)] if name in recorded else ():
+    for row in [recorded[name].layers[i] for i in (0, 1, -1)] if name in recorded else ():
         found = list(row["gradient"].values())
         print(f"{name}, after {row['epoch']:2} epochs: between {min(found):.3f} and {max(found):.3f}, "
               f"first layer {found[0]:.3f}")  # fmt: skip
@@ -281,6 +281,9 @@ if "plain56" not in recorded:
     print("plain56   not recorded yet")
 
 # %% [markdown]
+# Here too the first gradients are large, and one epoch later nothing is left of that. (Something is: the weights that
+# they moved have become long. `results/README.md` says what that may mean.)
+#
 # The authors looked as well: "neither forward nor backward signals vanish", they write of their plain nets, and they
 # don't believe that vanishing gradients are the cause (section 4.1). Chapter 5's cures work. They cure another illness.
 #
@@ -502,10 +505,10 @@ Markdown(tables.construction(results) or "Not recorded yet. `python -m minires r
 # ## Exercises
 #
 # Open `chapters/exercises/ch06_plain.py` in an editor, fill in a function, save, and run its cell here (or
-# `pytest -m ex6_1`, or `python -m minires check 6.1`). Stuck? `hint("6.1")`.
+# `pytest -m ex6_1`, or `python -m minires check 6.1`). Stuck? `hint("6.1")`, then `hint("6.1", 2)`.
 
 # %%
-from minires.exercises import check
+from minires.exercises import check, hint
 
 check("6.1")
 
@@ -520,6 +523,9 @@ check("6.4")
 
 # %%
 check("6.5")
+
+# %%
+hint("6.1")
 
 # %% [markdown]
 # ## Read on

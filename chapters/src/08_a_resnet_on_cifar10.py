@@ -459,8 +459,8 @@ after = {"resnet8": responses(nets["the whole recipe"]), "plain8": responses(net
 plots.lines({"before training": before, "after training": after}, "layer", "standard deviation of the response")
 
 # %% [markdown]
-# One, everywhere: a batch norm makes it so, and gamma is still 1. Whatever a layer says more or less than 1 later, it
-# has *learned*, in its gammas and betas.
+# One, everywhere: a batch norm makes it so, and gamma is still 1. Whatever a layer says more or less than 1 later
+# stands in its gammas and betas.
 #
 # After training, our small residual net speaks no more softly than the plain one, but for its first layer. With three
 # blocks, each one has work to do. The paper's claim is about deep nets: the responses of residual nets are smaller than
@@ -476,9 +476,23 @@ plots.lines({"recorded on CIFAR-10": {name: tables.by_layer(values) for name, va
             "layer", "standard deviation of the response")  # fmt: skip
 
 # %% [markdown]
-# Whether the claim holds in these runs is for you to read off, as far as all four nets are there: compare plain with
-# residual of the same depth, then 20 layers with 56, each after as many epochs. In the residual nets, look at every
-# second layer from the third on. It is the last of its block, and its response is what the block *adds*.
+# The means say yes: residual below plain, and 56 layers below 20, by a little. But look at the shapes before you
+# believe the means. Most layers of plain-56, and every second one of ResNet-56, lie on one line. Have 50 layers learned
+# the same number?
+#
+# They have learned nothing of the kind. Their output goes through ReLU into a convolution and its norm, and the norm
+# takes any scale away again. The loss does not depend on that scale, so no gradient moves it. Only weight decay does
+# (the paper's recipe decays gamma and beta too): at each step it takes the share rate times 0.0001, and momentum makes
+# ten times as much of it.
+
+# %%
+plan = ((1950, 0.1), (975, 0.01), (975, 0.001))  # steps and rates of ten epochs
+print(f"what weight decay leaves of a 1: {np.exp(-sum(steps * rate * 1e-4 / (1 - 0.9) for steps, rate in plan)):.3f}")
+
+# %% [markdown]
+# There is the line. Only the last layer of a residual block can choose how loudly it speaks, for its response is what
+# the block *adds*. In the figure that is every second layer from the third on, and most of those lie below the line:
+# they have made themselves small. That is the paper's observation, in the layers where it can be made.
 #
 # ## 9. What depth costs
 #
@@ -590,11 +604,11 @@ print(tables.very_deep(RESULTS) or "resnet110 and resnet1202: no steps recorded 
 # ## Exercises
 #
 # Five functions, in `chapters/exercises/ch08_recipe.py`: the parts of a recipe that are written wrongly most often.
-# Fill one in, save, and run its cell (or `pytest -m ex8_2`, or `python -m minires check 8.2`). Hints: `hint("8.2")`, or
-# `python -m minires hint 8.2`, then the same with `--stage 2`.
+# Fill one in, save, and run its cell (or `pytest -m ex8_2`, or `python -m minires check 8.2`). Stuck? `hint("8.2")`,
+# then `hint("8.2", 2)`.
 
 # %%
-from minires.exercises import check
+from minires.exercises import check, hint
 
 check("8.1")
 
@@ -609,6 +623,9 @@ check("8.4")
 
 # %%
 check("8.5")
+
+# %%
+hint("8.1")
 
 # %% [markdown]
 # ## Read on

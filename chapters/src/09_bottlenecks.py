@@ -466,7 +466,8 @@ for epoch in range(epochs):
 
 # %% [markdown]
 # It learns, and its curve would go on. On real CIFAR-10, `python -m minires reproduce bottleneck` trains `bottleneck29`
-# with the recipe `fast` beside its basic relative. Where that has been recorded, here is what came out.
+# with the recipe `fast`. (Its basic relative, `resnet20`, is trained in the same way by `reproduce shortcuts`.) Where
+# that has been recorded, here is what came out.
 
 # %%
 record = Path("../results/bottleneck/bottleneck29")
@@ -569,9 +570,13 @@ except ValueError as error:
 # %% [markdown]
 # Do you have a published file? Write its path here, and which net it is for.
 #
-# - `resnet50` and its family: torchvision's weights. Where PyTorch is installed,
-#   `safetensors.torch.save_file(torchvision.models.resnet50(weights="DEFAULT").state_dict(), "resnet50.safetensors")`
-#   writes a file that needs no PyTorch any more.
+# - `resnet50` and its family: torchvision's weights. Where PyTorch is installed, this writes a file that needs no
+#   PyTorch any more:
+#
+#       import safetensors.torch, torchvision
+#       weights = torchvision.models.resnet50(weights="DEFAULT").state_dict()
+#       safetensors.torch.save_file(weights, "resnet50.safetensors")
+#
 # - `resnet20` and its family for CIFAR-10: the repository `akamaster/pytorch_resnet_cifar10` on GitHub holds
 #   `resnet20-12fca82f.th` and others. To read a `.th` or `.pth` file, minires needs PyTorch.
 

@@ -52,11 +52,12 @@ if time.get_clock_info("thread_time").resolution > 1e-6:  # too coarse on Window
 # %% [markdown]
 # ## 1. One flag
 #
-# python -m minires train resnet20 --device gpu
+#     python -m minires train resnet20 --device gpu
 #
 # That is all. In your own code it is two words: the net goes to the device, and each batch goes to the device.
 #
-# net = mr.build("resnet20").to("gpu") x = to_device(x, "gpu")
+#     net = mr.build("resnet20").to("gpu")
+#     x = to_device(x, "gpu")
 #
 # Can this machine do it? minires looks, and says what is missing:
 
@@ -531,12 +532,14 @@ with strict.counting() as patient:
 print(f"the loss read at each step: {eager.waits.total()} waits; added up there and read once: {patient.waits.total()}")
 
 # %% [markdown]
-# Both print the same mean. `train` reads loss and accuracy only every 20 steps on a GPU. You pay for it in one place: a
-# loss that has become NaN is noticed some steps late.
+# Either way you get the mean loss of 20 steps. `train` reads loss and accuracy only every 20 steps on a GPU. You pay
+# for it in one place: a loss that has become NaN is noticed some steps late.
 #
 # The same haste makes **stopwatches lie**. This measures how fast Python can fill a queue:
 #
-# start = time.perf_counter() loss = step(x, y) print(time.perf_counter() - start)
+#     start = time.perf_counter()
+#     loss = step(x, y)
+#     print(time.perf_counter() - start)
 #
 # Read a number before you stop the watch: `loss.item()`. And leave the first step out, as kernels are compiled when
 # they are first used; that can take seconds.
@@ -545,8 +548,9 @@ print(f"the loss read at each step: {eager.waits.total()} waits; added up there 
 #
 # If you have an NVIDIA GPU, this is the way:
 #
-# pip install -e ".[gpu]" python -m minires doctor                    # can it be used? if not, what mends it? python -m
-# minires doctor --gpu-selftest     # does it compute the same as NumPy, and how fast?
+#     pip install -e ".[gpu]"                     # in the checkout
+#     python -m minires doctor                    # can it be used? if not, what mends it?
+#     python -m minires doctor --gpu-selftest     # does it compute the same as NumPy, and how fast?
 #
 # The self-test runs every operation, forward and backward, and three steps of training, in both places. Then it times
 # ResNet-20 and ResNet-56. It takes about a minute. Please paste what it prints into an issue: until somebody has,
