@@ -258,8 +258,8 @@ plt.show()
 #   slowly. The norm is what makes large steps possible (chapter 5).
 # - **No schedule** comes next. At a rate of 0.2 the weights never come to rest. Section 5 looks at it.
 # - **No augmentation**: training error zero. The net knows all thousand images by heart, and nothing drives it on. On
-#   new images it is worse than either of the two seeds. That is a difference, but not a giant one; with two seeds one
-#   should not write a paper about it.
+#   new images it does no better than the worse of the two seeds. That is a hint, but not a strong one; with two seeds
+#   one should not write a paper about it.
 # - **No weight decay**: nothing that can be seen. It ends where the two seeds of the whole recipe do.
 # - **No shortcuts**: nothing again. Did we learn about the wrong thing for two chapters? No: this net has 8 layers.
 #   Plain nets fail when they are *deep* (chapter 6). The paper finds the same: on ImageNet, 18 layers end at 27.94 %
@@ -318,8 +318,8 @@ plt.show()
 #
 # - **Right: overfitting.** The lines part early. Training goes to zero, the test error hardly moves any more. More
 #   epochs cannot help: where the training loss is nearly zero, so is the gradient.
-# - **Left: hardly any.** The lines stay together. If anything is missing here, it is time. More epochs, or a larger
-#   net, would find work to do.
+# - **Left: hardly any.** The test error jumps about on the way, but in the end the two lines meet. If anything is
+#   missing here, it is time. More epochs, or a larger net, would find work to do.
 # - **Augmentation pays late.** For most of the run the net *without* it is ahead in the test. Whoever stops early
 #   concludes that augmentation is harmful.
 # - **The rate.** While it is high, the test error jumps up and down. At the end it falls to zero, and so does the
@@ -338,7 +338,7 @@ for name, r in runs.items():
     print(f"recorded: {name}, {r.epochs()} epochs")
     for i, (a, b) in enumerate(zip(r.rows, r.rows[1:], strict=False)):
         if b["lr"] < 0.5 * a["lr"]:
-            print(f"  after epoch {a['epoch']} the rate falls from {a['lr']:.2g} to {b['lr']:.2g}:", end=" ")
+            print(f"  in epoch {b['epoch']} the rate falls from {a['lr']:.2g} to {b['lr']:.2g}:", end=" ")
             print(f"training error {r.error('train', i):.1f} -> {r.error('train', i + 1):.1f} %", end=", ")
             print(f"test error {r.error('test', i):.1f} -> {r.error('test', i + 1):.1f} %")
 plots.curves([r.out for r in runs.values()] or [RESULTS / "first-cifar10"])
@@ -604,8 +604,8 @@ print(tables.very_deep(RESULTS) or "resnet110 and resnet1202: no steps recorded 
 # ## Exercises
 #
 # Five functions, in `chapters/exercises/ch08_recipe.py`: the parts of a recipe that are written wrongly most often.
-# Fill one in, save, and run its cell (or `pytest -m ex8_2`, or `python -m minires check 8.2`). Stuck? `hint("8.2")`,
-# then `hint("8.2", 2)`.
+# Fill one in, save, and run its cell here (or, in a terminal, `pytest -m ex8_2` or `python -m minires check 8.2`).
+# Stuck? `hint("8.2")`, then `hint("8.2", 2)`.
 
 # %%
 from minires.exercises import check, hint

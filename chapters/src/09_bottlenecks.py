@@ -657,7 +657,8 @@ else:
 # ## Exercises
 #
 # Five functions, in `chapters/exercises/ch09_bottleneck.py`. Open that file, fill in one function, save, and run its
-# cell here (or `pytest -m ex9_1`, or `python -m minires check 9.1`). Stuck? `hint("9.1")`.
+# cell here (or, in a terminal, `pytest -m ex9_1` or `python -m minires check 9.1`). Stuck? `hint("9.1")`, then
+# `hint("9.1", 2)`.
 
 # %%
 from minires.exercises import check, hint

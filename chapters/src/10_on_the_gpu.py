@@ -625,7 +625,8 @@ print(f"operations, forward and backward: {right} of {len(faults)} as with NumPy
 # ## Exercises
 #
 # Five functions, in `chapters/exercises/ch10_gpu.py`. Open that file, fill in one function, save, and run its cell here
-# (or `pytest -m ex10_1`, or `python -m minires check 10.1`). No GPU is needed. Stuck? `hint("10.1")`.
+# (or, in a terminal, `pytest -m ex10_1` or `python -m minires check 10.1`). No GPU is needed. Stuck? `hint("10.1")`,
+# then `hint("10.1", 2)`.
 
 # %%
 from minires.exercises import check, hint
