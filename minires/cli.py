@@ -224,7 +224,7 @@ def plot(
 def bench(
     model: Annotated[str, typer.Argument(help="resnetN or bottleneckN for CIFAR-10.")] = "resnet20",
     threads: Threads = None,
-    rounds: Annotated[int, typer.Option(help="How often each takes its turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each takes its turn.")] = 5,
 ) -> None:
     """Time a training step on this machine, beside PyTorch's where it is installed."""
     from minires import backend

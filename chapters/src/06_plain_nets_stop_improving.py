@@ -140,9 +140,8 @@ print(f"training loss after {shallow['epoch']} epochs: plain-20 {shallow['train_
 # shown again and again. (The wild test losses of the first epochs are batch norm's: its running statistics lag behind
 # weights that move fast.)
 #
-# Say honestly what this shows. One seed, tiny nets, 279 steps: given more of them, the deep net gets going too. It
-# shows that depth makes the beginning hard. To see whether the deeper net is still behind at the end, with nets of real
-# size on real images, takes hours.
+# Say honestly what this shows. One seed, tiny nets, 279 steps. It shows that depth makes the beginning hard. Whether
+# the deeper net is still behind at the end, with nets of real size on real images, takes hours to see.
 #
 # ## 3. The real thing
 #

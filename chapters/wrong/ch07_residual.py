@@ -122,6 +122,10 @@ WRONG = [
     Wrong("7.5", "a norm for the sum", "h = bn2(conv2(h))\n    s = x if shortcut is None else shortcut(x)\n"
           "    return relu(h + s)",
           "s = x if shortcut is None else shortcut(x)\n    return relu(bn2(conv2(h) + s))", "wrong for: x itself"),
+    Wrong("7.5", "an array taken out, behind the sum", "return relu(h + s)",
+          "return Tensor(np.maximum((h + s).data, 0))", "no gradient finds its way back"),
+    Wrong("7.5", "an array taken out, between the convolutions", "relu(bn1(conv1(x)))",
+          "Tensor(np.maximum(bn1(conv1(x)).data, 0))", "no gradient finds its way back"),
     Wrong("7.5", "the difference", "relu(h + s)", "relu(h - s)", "wrong for: x itself"),
     Wrong("7.5", "an array in place of a Tensor", "return relu(h + s)", "return relu(h + s).data",
           "wrong type: an array of shape (1, 4, 4, 3), wanted a Tensor"),

@@ -38,6 +38,8 @@ WRONG = [
           "y: ... wrong for: the identity on the shortcut"),
     Wrong("9.3", "no ReLU after the sum", "return add_relu(h, shortcut)", "return h + shortcut",
           "y: not zero where it should be"),
+    Wrong("9.3", "an array taken out, behind the sum", "return add_relu(h, shortcut)",
+          "return Tensor(np.maximum((h + shortcut).data, 0))", "no gradient finds its way back"),
     Wrong("9.3", "a plain net: no shortcut", "return add_relu(h, shortcut)", "return add_relu(h, h * 0)",
           "y: ... wrong for: the identity on the shortcut"),
     Wrong("9.3", "the layer on the shortcut ignored", "x if block.downsample is None else block.downsample(x)", "x",
