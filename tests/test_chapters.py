@@ -106,6 +106,14 @@ def test_its_exercises_are_checked_in_it(source):
     assert any(stub.name in cell.source for cell in notebook.cells)
 
 
+@each_chapter
+def test_the_front_page_tells_the_minutes_that_the_chapter_tells(source):
+    words = source.read_text(encoding="utf-8").replace("\n# ", " ")
+    reading, exercises = re.search(r"about (\d+) minutes to read and run, (\d+) for the exercises", words).groups()
+    page = (CHAPTERS.parent / "README.md").read_text(encoding="utf-8")
+    assert f"(chapters/{source.stem}.ipynb) | {reading} + {exercises} |" in page
+
+
 def test_the_times_are_recorded_and_short_enough():
     times = json.loads((CHAPTERS / "times.json").read_text(encoding="utf-8"))
     assert list(times) == [source.stem for source in SOURCES]
