@@ -126,9 +126,11 @@ def layers(results: Path) -> str:
     for run, r in records(results, "degradation").items():
         first, last = r.layers[0], r.layers[-1]
         norms = [row["gradient"].values() for row in (first, last)]
-        rows.append([run, last["epoch"], f"{mean(last['response'].values()):.3f}",
+        second = [value for name, value in last["response"].items() if name.endswith("conv2")]
+        rows.append([run, last["epoch"], f"{mean(last['response'].values()):.3f}", f"{mean(second):.3f}",
                      *(f"{min(n):.2g} .. {max(n):.2g}" for n in norms)])  # fmt: skip
-    head = ("net", "epochs", "mean response", "gradient norms before training", "after these epochs")
+    head = ("net", "epochs", "mean response", "of second layers", "gradient norms before training",
+            "after these epochs")  # fmt: skip
     return markdown(head, rows) if rows else ""
 
 
@@ -220,7 +222,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 FIGURES = {  # below a table: file and what it shows
     "degradation": {"degradation": "error of plain nets and of residual nets over the epochs",
                     "figure6": "the same four runs: error, loss and learning rate"},
-    "depth": {"depth": "error of plain nets and of residual nets over the epochs, recipe fast"},
+    "depth": {"depth": "error over the epochs, recipe fast"},
     "layers": {"responses": "standard deviation of each layer's response",
                "gradients": "norm of each layer's gradient"},
     "construction": {"construction": "error after identity layers were put in"},

@@ -444,9 +444,9 @@ for shallow, deep in (("plain20", "plain56"), ("resnet20", "resnet56")):
 
 # %% [markdown]
 # With the plus signs 56 layers learn. They have not overtaken 20, though, in ten epochs. Look at the orange curve to
-# the right: it begins late, and has nearly caught up when the rate falls. A rate of 0.1 is too high to begin with.
-# (With 110 layers the paper saw the same, and began at 0.01.) So here are the nets once more, 10 epochs of the
-# recipe `fast`, whose rate begins at 0.008 (`python -m minires reproduce depth`):
+# the right: it begins late, and has nearly caught up when the rate falls. It seems that a rate of 0.1 is too high to
+# begin with. (With 110 layers the paper saw the same, and began at 0.01.) So here are the nets once more, 10 epochs of
+# the recipe `fast`, whose rate begins at 0.008 (`python -m minires reproduce depth`):
 
 # %%
 Markdown(tables.depths(results, "depth") or "Not recorded yet.")
