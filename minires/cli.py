@@ -116,7 +116,7 @@ def final_table(row: dict[str, float], folder: Path) -> str:
         f"{'':14}{'loss':>8}{'accuracy':>10}",
         f"{'training':14}{row['train_loss']:8.4f}{row['train_acc']:10.2%}",
         f"{NAMES[other]:14}{row[f'{other}_loss']:8.4f}{row[f'{other}_acc']:10.2%}",
-        f"{row['epoch']} epochs, {row['step']:,} steps, {row['seconds'] / 60:.1f} minutes; see {folder}",
+        f"after epoch {row['epoch']}, step {row['step']:,}, {row['seconds'] / 60:.1f} minutes; see {folder}",
     ]
     return "\n".join(lines)
 

@@ -346,7 +346,7 @@ HINTS = {  # by the beginning of a pattern; for others, the exercise's own first
                       "of a square, a gradient that was set where it should have been added.",
     "reversed": "The numbers are right, the order is the wrong way round along an axis.",
     "shifted": "Look at the index arithmetic: where does a window begin, with this stride and this padding?",
-    "only the borders": "Right inside, wrong at the edge: look at the padding.",
+    "only the borders": "Right inside, wrong at the edge: look at the padding, or at where a loop begins and ends.",
     "the right numbers in another order": "Look at the order of loops, reshapes and transposes: which axis runs "
                                           "fastest?",
     "right for the first entry": "Along axis 0 (the images of a batch, say) only the first is right: is there an "
@@ -409,6 +409,8 @@ def _argument(value: Any) -> str:
         return f"Tensor {value.dtype} {value.shape}"
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape}"
+    if type(value).__repr__ is object.__repr__:  # it would show an address
+        return f"= {kind(value)}"
     return f"= {textwrap.shorten(getattr(value, '__name__', repr(value)), 60)}"
 
 

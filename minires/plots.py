@@ -45,8 +45,9 @@ class Picture(Figure):
 
 
 def saved(figure: Picture, path: str | Path | None) -> Picture:
-    """The same figure, written to `path` unless that is None."""
+    """The same figure, written to `path` unless that is None; folders on the way are made."""
     if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return figure
 

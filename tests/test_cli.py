@@ -78,9 +78,9 @@ def test_resume_keeps_the_runs_settings(capsys, status_of):
 def test_summary_as_a_table_as_json_and_as_a_picture(tmp_path, capsys, status_of):
     assert status_of("summary", "resnet20") == 0
     assert "269,722" in capsys.readouterr().out
-    assert status_of("summary", "resnet20", "--json", "--plot", "net.png") == 0
+    assert status_of("summary", "resnet20", "--json", "--plot", "drawn/net.png") == 0
     assert json.loads(capsys.readouterr().out)["total"]["parameters"] == 269_722
-    assert (tmp_path / "net.png").stat().st_size > 0
+    assert (tmp_path / "drawn" / "net.png").stat().st_size > 0
 
 
 def test_data_draws_shapes10(tmp_path, capsys, status_of):

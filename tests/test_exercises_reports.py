@@ -15,6 +15,7 @@ import pytest
 
 from minires import exercises, grading
 from minires.exercises import Exercise, Mistake, Wrong, examine, make_solution, make_stub, make_wrong
+from minires.nn import Linear
 from minires.tensor import Tensor
 
 CHAPTERS = Path(exercises.__file__).parent.parent / "chapters"
@@ -156,6 +157,12 @@ def test_tensors_as_arguments_and_results():
     assert look_at(head + "return t * 2.0", what, "t").status == "solved"
     assert "wrong type: an array of shape (2, 3), wanted a Tensor" in look_at("return t.data * 2", what, "t").diagnosis
     assert "input modified: your answer changed t" in look_at("t.data *= 2\nreturn t", what, "t").diagnosis
+
+
+def test_a_net_is_shown_by_its_kind_and_not_by_its_address():
+    what = exercise(lambda net, x: 2 * x, one(Linear(2, 3, rng=np.random.default_rng(0)), np.ones(2)))
+    report = look_at("return x + 2", what, "net, x").text
+    assert "(net = a Linear, x float64 (2,))" in report and " at 0x" not in report
 
 
 def test_inputs_inside_containers_are_watched_too():

@@ -427,20 +427,7 @@ pairs = {title: runs for title, runs in pairs.items() if runs}
 plots.errors(pairs) if pairs else None
 
 # %%
-for name in ("plain20", "plain56", "resnet20", "resnet56"):
-    if name in recorded:
-        run = recorded[name]
-        print(f"{name:9} epochs: {run.epochs():8} training error {run.error('train'):5.1f} %   "
-              f"test error {run.error('test'):5.1f} %")  # fmt: skip
-    else:
-        print(f"{name:9} not recorded yet")
-for shallow, deep in (("plain20", "plain56"), ("resnet20", "resnet56")):
-    if {shallow, deep} <= recorded.keys():
-        a, b = recorded[shallow], recorded[deep]
-        epoch = min(len(a.rows), len(b.rows)) - 1
-        more = b.error("train", epoch) - a.error("train", epoch)
-        print(f"after {epoch + 1} epochs the training error of {deep} is {abs(more):.1f} points "
-              f"{'above' if more > 0 else 'below'} that of {shallow}")  # fmt: skip
+Markdown(tables.depths(results, "degradation") or "Not recorded yet.")
 
 # %% [markdown]
 # With the plus signs 56 layers learn. They have not overtaken 20, though, in ten epochs. Look at the orange curve to

@@ -29,6 +29,7 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Markdown
 
 import minires as mr
 from minires import nn, plots, tables
@@ -419,7 +420,7 @@ totals = {}
 for depth in (20, 32, 44, 56, 110, 1202):
     totals[f"resnet{depth}"] = mr.summarise(mr.build(f"resnet{depth}"), batch=128).total
 
-recorded = {f"{experiment}/{run}": r for experiment in EXPERIMENTS
+recorded = {f"{experiment}/{run}": r for experiment in ("degradation", "depth", "fast", "paper")
             for run, r in tables.records(RESULTS, experiment).items()}  # fmt: skip
 if (RESULTS / "first-cifar10").exists():
     recorded["first-cifar10"] = tables.Record(RESULTS / "first-cifar10")
@@ -543,7 +544,7 @@ for model, batch in (("resnet20", 64), ("resnet20", 4), ("resnet110", 4), ("resn
 # What was really run of the very deep nets stands in `results/very-deep`, so far:
 
 # %%
-print(tables.very_deep(RESULTS) or "resnet110 and resnet1202: no steps recorded yet")
+Markdown(tables.very_deep(RESULTS) or "No steps recorded yet.")
 
 # %% [markdown]
 # > **Misreadings.** "More layers, up to 1,000, always help": 1,202 layers end at 7.93 %, 110 at 6.43 %. "The first nets
