@@ -204,8 +204,9 @@ for n, k, s, p in ((32, 3, 1, 1), (32, 3, 2, 1), (32, 1, 2, 0), (224, 7, 2, 3), 
     print(f"{n:4} pixels, kernel {k}, stride {s}, padding {p}: {places:4} places; {unseen} unseen at the right end")
 
 # %% [markdown]
-# Rounding down hides something: in the last row of the table a whole column of pixels is never looked at. With stride 2
-# and a 3x3 kernel it is only a column of padding.
+# Rounding down hides something: in the last row of the table a whole column of pixels is never looked at. (In the third
+# row too, but there every second column is left out anyway.) With stride 2 and a 3x3 kernel it is only a column of
+# padding.
 #
 # Is the formula right? Count, for every case there is up to some size:
 
@@ -409,7 +410,7 @@ drawings.numbers({"5x5, kernel 3": copies(5, 3), "7x7, kernel 3, stride 2": copi
 
 # %% [markdown]
 # A corner lies in one patch only, a pixel in the middle in nine. At stride 2 with a 3x3 kernel, some pixels lie in four
-# patches and their neighbours in one: the gradient comes out as a chequered pattern. Where the stride equals the
+# patches, their neighbours in two or in one: the gradient comes out as a chequered pattern. Where the stride equals the
 # kernel, a pixel lies in one patch; and here is the last column of section 3 again, which no kernel sees: no copies, so
 # no gradient.
 #

@@ -346,8 +346,9 @@ for model, (maps, gradients) in alike.items():
 # %% [markdown]
 # In a shallow net the twins stay twins. In plain-56 each layer pulls them a little apart, and in the end pictures that
 # look the same to you look rather different to the net. Their gradients, but for those of the last few layers, have
-# *nothing* to do with each other: not smaller, but pointing anywhere. To such a function neighbours are strangers. It
-# is jagged, and what its gradient says is out of date after the smallest step.
+# *nothing* to do with each other: not smaller, but pointing anywhere. To such a function neighbours are strangers. (We
+# moved the images here, not the weights. If a step of the weights does the same, what a gradient says is out of date
+# after the smallest step.)
 #
 # > **Aside.** Balduzzi et al. found this: with depth, gradients come to look like white noise ("The shattered gradients
 # > problem: if resnets are the answer, then what is the question?", 2017). It is a clue, not a proof, and it is about
@@ -383,8 +384,9 @@ drawings.numbers({"x": image, "kernel": kernel, "conv2d(x)": out.data[0, :, :, 0
 # $$ y = \gamma\,\frac{x - \mu}{\sqrt{v + \varepsilon}} + \beta = x
 # \qquad\text{if}\qquad \gamma = \sqrt{v + \varepsilon}, \quad \beta = \mu . $$
 #
-# $\mu$ and $v$ are what this channel has on the training images; they become the running statistics too. (In exercises
-# 6.4 and 6.5 you write both.)
+# $\mu$ and $v$ are what this channel has on the training images; they become the running statistics too. So in
+# evaluation mode the new layer does nothing. In training mode it uses the batch's own mean and variance, which differ a
+# little from these: there it does *nearly* nothing. (In exercises 6.4 and 6.5 you write both.)
 #
 # `deepen` does it for a whole net. It takes the trained plain-20 from above and puts 18 blocks of such layers in, six
 # at the end of each stage. What comes out is a plain-56.
@@ -428,8 +430,8 @@ print(f"plain-56, trained from scratch: test loss {rows['plain56'][-1]['test_los
 #
 # ## 8. How firm is that solution?
 #
-# One more question. We put plain-56 where it ought to be. With a low learning rate (0.01) it kept its place, as
-# plain-20 did: see the two lines above. And with a normal rate, 0.1?
+# One more question. We put plain-56 where it ought to be. With a low learning rate (0.01) its training loss stayed near
+# that of plain-20, and its test accuracy fell a little: see the two lines above. And with a normal rate, 0.1?
 #
 # **Predict.** Both nets begin at the same loss. Which one is thrown back further?
 
@@ -442,9 +444,9 @@ for model in ("plain20", "plain56"):
 print(f"before: {rows['plain20'][-1]['train_loss']:.2f}, over the last epoch of plain-20's own training")
 
 # %% [markdown]
-# The large rate shakes both. The shallow net shrugs it off sooner. In the deep one 36 layers must *stay* the identity.
-# Each of them is one only as long as all of its weights keep their balance, and every step disturbs all of them at
-# once. Doing nothing is hard work for a plain layer.
+# The large rate shakes both. The shallow net shrugs it off sooner. One reason lies near: in the deep one 36 layers must
+# *stay* the identity. Each of them is one only as long as all of its weights keep their balance, and every step
+# disturbs all of them at once. Doing nothing is hard work for a plain layer.
 #
 # The same experiment with nets of full width on CIFAR-10, three more epochs after a plain-20 that was trained for ten:
 
@@ -498,7 +500,7 @@ Markdown(tables.construction(results) or "Not recorded yet. `python -m minires r
 #
 # No. Degradation says that *with the same effort* the deeper net ends higher, though a solution at least as good
 # exists. That it can be found with more effort would fit the paper's guess: that deep plain nets converge, but very
-# slowly.
+# slowly. (Three times as many steps were not enough there: the authors tried, and degradation remained.)
 #
 # </details>
 #

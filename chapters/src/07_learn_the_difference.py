@@ -142,8 +142,8 @@ print(f"dotted: {1 - 2 / np.pi:.2f}, for a net that knows only the mean of the n
 
 # %% [markdown]
 # A plain block of two layers makes some way in 200 steps, two in a row hardly pass the dotted line, and four do not.
-# And these have one single thing to learn, on endless data. The residual blocks begin with a *larger* error, as a
-# random $F$ is added to something that was right already. Then they get rid of it.
+# And these have one single thing to learn, on endless data. Two or four residual blocks begin with a *larger*
+# error than plain ones, as each adds a random $F$ to something that was right already. Then they get rid of it.
 #
 # How? Look at the last norm of each block. $\gamma$ began at 1.
 
@@ -411,8 +411,8 @@ for name, curve in rows.items():
     print(f"{name}: training loss {last['train_loss']:.2f}, training error {100 * (1 - last['train_acc']):.0f} %")
 
 # %% [markdown]
-# The deep net begins more slowly than the shallow one: its first epochs are spent on getting rid of what 27 random
-# blocks add. Then it learns, where plain-56 did not.
+# In its first epochs the deep net has the larger loss, perhaps because it must first make small what 27 random blocks
+# add. Then it learns, where plain-56 did not.
 #
 # One seed, tiny nets, few steps; see chapter 6 for what that is worth. The recorded runs on CIFAR-10 are of full width,
 # with the paper's recipe in 10 epochs:
@@ -439,10 +439,11 @@ Markdown(tables.depths(results, "degradation") or "Not recorded yet.")
 Markdown(tables.depths(results, "depth") or "Not recorded yet.")
 
 # %% [markdown]
-# With a gentle beginning the order turns round, as it does in the paper after 164 epochs: among residual nets the
-# deeper one has the *lower* training error, and the lower test error too. On CIFAR-10 the test error falls from 8.75 %
-# with 20 layers to 6.97 % with 56 and 6.43 % with 110. On ImageNet ResNet-34 beats ResNet-18 by 2.8 points, where
-# plain-34 lost to plain-18.
+# Here the order has turned round: the deeper residual net has the *lower* training error, and the lower test error too
+# (one seed each). The gentle beginning may be the reason. But the recipes differ in more: a higher rate later, more
+# weight decay, Nesterov's momentum. In the paper, after 164 epochs, deeper is better as well: on CIFAR-10 the test
+# error falls from 8.75 % with 20 layers to 6.97 % with 56 and 6.43 % with 110. On ImageNet ResNet-34 beats ResNet-18 by
+# 2.8 points, where plain-34 lost to plain-18.
 #
 # And the clue of chapter 6, images and their twins with one percent of noise? Here are the gradients again, with the
 # plus sign.
@@ -471,8 +472,9 @@ axes.legend(loc="center left", bbox_to_anchor=(0.05, 0.68))
 plt.show()
 
 # %% [markdown]
-# With shortcuts, neighbours have like gradients. What is downhill here is still downhill one step further. The shortcut
-# makes the function smoother, and that, more than the size of any gradient, seems to be what helps.
+# With shortcuts, neighbours have like gradients. We measured it in fresh nets, and moved the images, not the weights.
+# It fits the idea that the shortcut makes the function smoother, so that what is downhill here is still downhill one
+# step further, and that this helps more than the size of any gradient. It does not prove it.
 #
 # ## 6. When the shapes don't fit
 #
@@ -529,8 +531,9 @@ Markdown(tables.shortcuts(results) or "Not recorded yet.")
 # %% [markdown]
 # Before you read a winner out of such a table, compare the differences with the spread over the seeds.
 #
-# All CIFAR nets in the paper use A, so that a residual net has exactly as many parameters as its plain twin. The
-# ImageNet nets use B. C is the expensive one, most of all in the next kind of block (chapter 9).
+# All CIFAR nets in the paper use A, so that a residual net has exactly as many parameters as its plain twin. So do the
+# ImageNet nets of 18 and 34 layers where they are compared with plain ones; from 50 layers on it is B. C is the
+# expensive one, most of all in the next kind of block (chapter 9).
 #
 # ## 7. Begin as the identity
 #
@@ -576,9 +579,9 @@ show_curves({name: rows[name] for name in ("resnet20", "resnet20, last gamma 0")
 
 # %% [markdown]
 # Not on Shapes-10. As long as the gammas are near 0 the net *is* that shallow net, and Shapes-10 was drawn so that a
-# shallow net can do next to nothing with it. It gives hardly any gradient that could open the gammas. With enough steps
-# they open; within these few they don't. (If you have CIFAR-10, run this chapter with it: there a shallow net can do
-# something, and the gammas open sooner.)
+# shallow net can do next to nothing with it. So there may be hardly any gradient that could open the gammas. Within
+# these few steps the loss hardly moves. What comes later we have not measured. (If you have CIFAR-10, run this chapter
+# with it, and compare: there a shallow net can do something.)
 #
 # A good idea is not good everywhere. Zero-initialised norms were made for large batches and high rates on ImageNet,
 # where a quiet start is worth much. They are an option, not a law; the paper has no such thing. Measure.

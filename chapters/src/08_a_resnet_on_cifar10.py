@@ -321,8 +321,8 @@ plt.show()
 #   epochs cannot help: where the training loss is nearly zero, so is the gradient.
 # - **Left: hardly any.** The test error jumps about on the way, but in the end the two lines meet. If anything is
 #   missing here, it is time. More epochs, or a larger net, would find work to do.
-# - **Augmentation pays late.** For most of the run the net *without* it is ahead in the test. Whoever stops early
-#   concludes that augmentation is harmful.
+# - **Augmentation needs time.** For most of the run the net *without* it is ahead in the test (one seed each). Whoever
+#   stops early concludes that augmentation is harmful.
 # - **The rate.** While it is high, the test error jumps up and down. At the end it falls to zero, and so does the
 #   noise: look at the left panel's last point. Large steps get the net quickly to the right region and keep it from
 #   settling there. (The running statistics of the batch norms suffer as well: they lag behind weights that move fast.)
@@ -482,18 +482,21 @@ plots.lines({"recorded on CIFAR-10": {name: tables.by_layer(values) for name, va
 # the same number?
 #
 # They have learned nothing of the kind. Their output goes through ReLU into a convolution and its norm, and the norm
-# takes any scale away again. The loss does not depend on that scale, so no gradient moves it. Only weight decay does
-# (the paper's recipe decays gamma and beta too): at each step it takes the share rate times 0.0001, and momentum makes
-# ten times as much of it.
+# takes any scale away again. The loss does not depend on that scale, so the gradient has no part along it. (Large steps
+# to the side can still make it grow: the first layers of plain-56 end above 1.) Where steps are small, weight decay
+# alone changes it (the paper's recipe decays gamma and beta too): at each step it takes the share rate times 0.0001,
+# and momentum makes ten times as much of it.
 
 # %%
 plan = ((1950, 0.1), (975, 0.01), (975, 0.001))  # steps and rates of ten epochs
 print(f"what weight decay leaves of a 1: {np.exp(-sum(steps * rate * 1e-4 / (1 - 0.9) for steps, rate in plan)):.3f}")
 
 # %% [markdown]
-# There is the line. Only the last layer of a residual block can choose how loudly it speaks, for its response is what
-# the block *adds*. In the figure that is every second layer from the third on, and most of those lie below the line:
-# they have made themselves small. That is the paper's observation, in the layers where it can be made.
+# There is the line. Of the layers in the blocks only the last one of a residual block can choose how loudly it speaks,
+# for its response is what the block *adds*. In the figure that is every second layer from the third on, and most of
+# those lie below the line: they have made themselves small. That is the paper's observation, in the layers where it can
+# be made. (Outside the blocks two more can choose: a residual net's first layer, whose output runs along the shortcuts,
+# and the last layer of a plain net, which no norm follows.)
 #
 # ## 9. What depth costs
 #
@@ -556,7 +559,7 @@ Markdown(tables.very_deep(RESULTS) or "No steps recorded yet.")
 #   that falls twice, crops and flips, He's start, batch norm.
 # - Take one ingredient away at a time, and run another seed beside it. Smaller differences than the seed's are no
 #   finding.
-# - Norm and schedule show at once. Augmentation pays late. Weight decay needs many steps, shortcuts need depth.
+# - Norm and schedule show at once. Augmentation needs time. Weight decay needs many steps, shortcuts need depth.
 # - Training far below test: overfitting. Both high and together: too little time, or too small a net. A cliff: the rate
 #   fell.
 # - A confusion matrix shows the kinds of mistakes, the worst pictures show the reasons.
@@ -588,9 +591,9 @@ Markdown(tables.very_deep(RESULTS) or "No steps recorded yet.")
 # <details><summary>2. Somebody trains for 10 epochs, finds that augmentation makes the test error worse, and removes it
 # for the run of 164 epochs. What do you say?</summary>
 #
-# That both observations can be true. Section 5 shows a run in which the net without augmentation leads for most of the
-# epochs and loses in the end. What pays late must be tested late. An ablation is valid for the length that it was run
-# at.
+# That the finding may be true of 10 epochs and false of 164. Section 5 shows a run in which the net without
+# augmentation leads for most of the epochs and is no longer ahead in the end. What may pay late must be tested late. An
+# ablation is valid for the length that it was run at.
 #
 # </details>
 #

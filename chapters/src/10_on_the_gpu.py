@@ -306,14 +306,15 @@ plots.roofline({"this machine, one thread": (peak / 1e9, bandwidth / 1e9), "a T4
 # before, and did not have to come from the main memory.)
 #
 # The dashed line is a T4, a GPU that many people can use for nothing on the web; its figures are the data sheet's,
-# about 8,100 GFLOP/s and 300 GB/s. Both limits are far higher. But the bend lies further to the right: a GPU has gained
-# more arithmetic than memory. So *more* layers are limited by memory there, and moving less matters even more.
+# about 8,100 GFLOP/s and 300 GB/s. Both limits are far higher. But the bend lies further to the right than that of one
+# thread here. (With all its cores a CPU's bend moves to the right as well.) So *more* layers are limited by memory
+# there, and moving less matters even more.
 #
 # ## 6. What it costs to begin
 #
 # A GPU does not read Python. For each operation the host prepares a **launch**: which kernel, which arrays, which
 # sizes. With CuPy that takes the host about 7 microseconds, whether the arrays hold ten numbers or ten million.
-# (Measured on a machine without a GPU, by counting the host's part alone.) NumPy has such a price too. Here it is:
+# (An estimate: from the host's part alone, timed on a machine without a GPU.) NumPy has such a price too. Here it is:
 
 # %%
 one = np.ones(1, np.float32)
@@ -418,7 +419,7 @@ for name, (measured, cpu, _, gpu) in panels.items():
 
 # %% [markdown]
 # **Tiny nets lose.** The tiny net's step is over on the CPU before the GPU's host has prepared its launches. A larger
-# batch costs the CPU little more, so there is little to gain. For the nets of chapter 3, stay at home.
+# batch costs the CPU little more, so there is little to gain. For nets as small as this one, stay at home.
 #
 # **ResNet-20 wins**, and the more the larger the batch: the floor stays, the work grows. With small batches the GPU
 # idles and waits for Python. The practical rule: *the larger the batch and the wider the net, the more a GPU brings*.
@@ -553,8 +554,8 @@ print(f"the loss read at each step: {eager.waits.total()} waits; added up there 
 #     python -m minires doctor --gpu-selftest     # does it compute the same as NumPy, and how fast?
 #
 # The self-test runs every operation, forward and backward, and three steps of training, in both places. Then it times
-# ResNet-20 and ResNet-56. It takes about a minute. Please paste what it prints into an issue: until somebody has,
-# nobody knows. Here is its first part, against the stand-in:
+# ResNet-20 and ResNet-56. Please paste what it prints into an issue: until somebody has, nobody knows, not even how
+# long it takes. Here is its first part, against the stand-in:
 
 # %%
 faults = {name: doctor.compare_operation(operation, "strict") for name, operation in doctor.operations().items()}
