@@ -230,7 +230,8 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # another C library
         return False
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30))
+    most = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # older versions refuse more than 32 MiB
+    return bool(most and mallopt(trim_threshold, 2**31 - 1))
 
 
 keep_freed_memory()

@@ -186,15 +186,15 @@ def summary(
 @app.command()
 def data(
     name: Annotated[str, typer.Argument(help="cifar10: fetch it. shapes10: draw some.")] = "cifar10",
-    data_dir: Annotated[Path, typer.Option(help="Folder for the download.")] = Path("data"),
+    data_dir: Annotated[Path | None, option("Folder for the download. [MINIRES_DATA, else data/]")] = None,
     sheet: Annotated[Path | None, option("Draw a contact sheet into this file. [shapes10.png]")] = None,
 ) -> None:
     """Download CIFAR-10, or look at the data."""
-    from minires.data import download_cifar10, find_cifar10
+    from minires.data import download_cifar10, find_cifar10, place_of
     from minires.train import open_data
 
     if name == "cifar10":
-        place = find_cifar10(data_dir) or download_cifar10(data_dir)
+        place = find_cifar10(data_dir) or download_cifar10(place_of(data_dir))
         print(f"CIFAR-10 is in {place}")
     elif name == "shapes10":
         sheet = sheet or Path("shapes10.png")

@@ -48,7 +48,8 @@ def patches(x: Array, kh: int, kw: int, stride: int) -> Array:
 def im2col(x: Array, kh: int, kw: int, stride: int = 1, padding: int = 0) -> Array:
     """Each patch of x (N, H, W, C) as a row:  (N*OH*OW, KH*KW*C).
 
-    Channel last, so KW*C numbers in a patch's row lie side by side and are copied as one. A 1x1 patch copies nothing.
+    Channel last, so KW*C numbers in a patch's row lie side by side and are copied as one. 1x1 patches at stride 1
+    copy nothing.
     """
     return patches(pad2d(x, padding), kh, kw, stride).reshape(-1, kh * kw * x.shape[3])
 
@@ -184,7 +185,8 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
         raise ValueError(f"max_pool2d: padding may be at most half the kernel, {kernel // 2}, got {padding}")
     xp = array_module(x.data)
     padded = pad2d(x.data, padding, -xp.inf)
-    views = [padded[rows_columns] for rows_columns in _offsets(x.shape, kernel, stride, padding)]
+    offsets = _offsets(x.shape, kernel, stride, padding)
+    views = [padded[rows_columns] for rows_columns in offsets]
     out, winner = views[0].copy(), xp.zeros(views[0].shape, xp.int32)
     for k, view in enumerate(views):
         higher = view > out
@@ -193,7 +195,7 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
 
     def backward(grad: Array) -> Gradients:
         dx = xp.zeros(padded.shape, x.dtype)
-        for k, rows_columns in enumerate(_offsets(x.shape, kernel, stride, padding)):
+        for k, rows_columns in enumerate(offsets):
             dx[rows_columns] += grad * (winner == k)
         return (_inside(dx, padding),)
 

@@ -71,7 +71,8 @@ def grade(path: Path, seconds: float = 60) -> list[Grade]:
             command = [sys.executable, "-P", "-c", "from minires.grading import _grade_here; _grade_here()",
                        str(path.resolve()), stems[0], left[0], str(results)]  # fmt: skip
             package = str(Path(__file__).parent.parent)
-            env = {**os.environ, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
+            places = filter(None, [package, os.environ.get("PYTHONPATH")])  # "" would be the current folder
+            env = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
             problem = "ended", "the answer ended Python"
             try:
                 subprocess.run(command, env=env, timeout=seconds, stdin=subprocess.DEVNULL,

@@ -42,15 +42,15 @@ class Module:
             if isinstance(value, Module):
                 yield from value.modules(f"{prefix}.{name}" if prefix else name)
 
-    def _attributes(self, kind: Any) -> Iterator[tuple[str, Any]]:
+    def _attributes(self, wanted: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
         for prefix, module in self.modules():
             for name, value in vars(module).items():
-                if isinstance(value, kind):
+                if wanted(value):
                     yield (f"{prefix}.{name}" if prefix else name), value
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every learned tensor with its dotted name."""
-        return self._attributes(Tensor)
+        return self._attributes(lambda value: isinstance(value, Tensor))
 
     def parameters(self) -> list[Tensor]:
         """Every learned tensor, each once, also where two modules share it."""
@@ -58,10 +58,7 @@ class Module:
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
         """Every array that is kept but not learned, with its dotted name."""
-        for prefix, module in self.modules():
-            for name, value in vars(module).items():
-                if hasattr(value, "dtype") and not isinstance(value, Tensor):
-                    yield (f"{prefix}.{name}" if prefix else name), value
+        return self._attributes(_is_buffer)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of every parameter and buffer, on the host, by name."""
@@ -101,7 +98,7 @@ class Module:
             for name, value in vars(module).items():
                 if isinstance(value, Tensor):
                     value.data, value.grad = to_device(value.data, device), None
-                elif hasattr(value, "dtype"):
+                elif _is_buffer(value):
                     setattr(module, name, to_device(value, device))
         return self
 
@@ -111,9 +108,14 @@ class Module:
             for name, value in vars(module).items():
                 if isinstance(value, Tensor):
                     value.data, value.grad = value.data.astype(dtype), None
-                elif hasattr(value, "dtype"):
+                elif _is_buffer(value):
                     setattr(module, name, value.astype(dtype))
         return self
+
+
+def _is_buffer(value: Any) -> bool:
+    """Whether this is an array. NumPy's single numbers, np.sqrt(2.0) say, have a dtype too, but no entries."""
+    return hasattr(value, "dtype") and hasattr(value, "__setitem__")
 
 
 _watch = threading.local()

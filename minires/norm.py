@@ -73,7 +73,7 @@ def batch_norm(
         mean, var = _moments(x_data)
         _move(running_mean, running_var, mean, var, momentum, m / (m - 1))
     else:
-        mean, var = running_mean.copy(), running_var.copy()
+        mean, var = running_mean.astype(x.dtype), running_var.astype(x.dtype)
     s, scale, shift = _constants(gamma.data, beta.data, mean, var, eps)
     scale, shift = _tile(scale, x), _tile(shift, x)
     zero = xp.zeros_like(scale) if relu else None  # NumPy compares with a row much faster than with a single number

@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_info
 
 from minires.backend import Array, array_module, device_of, set_threads, threads, to_device, to_host
 from minires.checkpoint import load_state, load_weights, save_state, save_weights, write_atomically
-from minires.data import DataError, Dataset, Loader, Normalise, find_cifar10, load_cifar10, shapes10
+from minires.data import DataError, Dataset, Loader, Normalise, find_cifar10, load_cifar10, place_of, shapes10
 from minires.nn import Dropout, Module, observe
 from minires.optim import SGD, Schedule, cosine, one_cycle, steps, warm_up
 from minires.resnet import build
@@ -114,7 +114,7 @@ def schedule_of(config: Config, total: int) -> Schedule:
     """The learning rate at each of `total` steps.
 
     `steps` is the paper's: divided by 10 after half and after three quarters (32k and 48k of 64k steps). Nets
-    of 110 layers and more start with up to 400 steps at a tenth of the rate, or they don't get going.
+    of 110 layers and more start with up to 400 steps at a tenth of the rate, for the full one is slow to begin with.
     """
     if config.schedule == "one_cycle":
         return one_cycle(config.lr, total)
@@ -131,8 +131,8 @@ def open_data(name: str, data_dir: str | Path | None = None) -> Dataset:
     if place:
         return load_cifar10(place)
     if name == "cifar10":
-        where = f"not in {data_dir}" if data_dir else "neither where MINIRES_DATA points nor in data/"
-        raise DataError(f"CIFAR-10 is {where}; fetch it with: python -m minires data cifar10")
+        fetch = "python -m minires data cifar10" + (f" --data-dir {data_dir}" if data_dir else "")
+        raise DataError(f"CIFAR-10 is not in {place_of(data_dir)}; fetch it with: {fetch}")
     return shapes10()
 
 
@@ -214,7 +214,9 @@ class Run:
     def check(self, loss: float, name: str, x: Array | None) -> None:
         if math.isfinite(loss):
             return
-        x = self.normalise(self.test_images[: self.config.batch_size]) if x is None else x
+        if x is None:  # the loss is that of the test: look at the net as it was tested
+            self.net.eval()
+            x = self.normalise(self.test_images[: self.config.batch_size])
         window = f" (looked at every {self.look_every} steps)" if self.look_every > 1 else ""
         raise NotFinite(
             f"the {name} is {loss} in epoch {self.at.epoch + 1}, step {self.at.step}{window}, learning rate "
@@ -449,7 +451,7 @@ def environment() -> dict[str, Any]:
         command = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40"]
         try:
             git = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
-        except OSError:  # no git program
+        except (OSError, subprocess.TimeoutExpired):  # no git program, or a slow disk
             pass
     try:
         version = metadata.version("minires")

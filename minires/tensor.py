@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.backend import Array, add, array_module, device_of, to_device
+from minires.backend import Array, add, array_module, device_of
 
 Gradients = tuple[Array | None, ...]
 
@@ -143,7 +143,7 @@ class Tensor:
                                  "has an obvious one (1)")  # fmt: skip
             grad = xp.ones_like(self.data)
         else:
-            grad = to_device(self._numbers(grad, "backward"), device_of(self.data))
+            grad = self._numbers(grad, "backward")
         if grad.shape != self.shape:
             raise ValueError(f"backward: grad has shape {grad.shape}, the tensor {self.shape}")
 

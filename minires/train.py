@@ -48,9 +48,9 @@ def fit(config: Config, out: str | Path, resume: bool = False, dataset: Dataset 
         watch: Callable[[Run], None] = lambda run: None) -> list[Row]:  # fmt: skip
     """Train a net and return a row of figures for each epoch (the lines of `metrics.jsonl`).
 
-    out: the run's folder, new or empty. resume: go on from the last checkpoint in `out`; with one thread the
-    result is, bit for bit, that of a run that was never stopped. dataset: in place of the one `config` names.
-    watch: called with the run before the first step and after every step and epoch.
+    out: the run's folder, new or empty. resume: go on from the last checkpoint in `out`; the result is, bit
+    for bit, that of a run that was never stopped. dataset: in place of the one `config` names. watch: called with
+    the run before the first step and after every step and epoch.
 
     Ctrl-C writes a checkpoint and raises KeyboardInterrupt. Raises NotFinite where the loss is NaN or
     infinite, RunError where `out` is in use, holds another run or can't be resumed.
@@ -105,11 +105,13 @@ def evaluate(net: Module, images: np.ndarray, labels: np.ndarray, normalise: Nor
     device, was_training = device_of(net.parameters()[0].data), net.training
     found = []  # read at the end: reading a number waits for the device
     net.eval()
-    with no_grad():
-        for x, y in Loader(images, labels, min(batch_size, len(images)), normalise=normalise).epoch():
-            logits = net(Tensor(to_device(x, device)))
-            there = to_device(check_labels(y, logits.shape[1]), device)
-            found.append((cross_entropy(logits, there).data, (logits.data.argmax(-1) == there).sum(), len(y)))
-    net.train(was_training)
+    try:
+        with no_grad():
+            for x, y in Loader(images, labels, min(batch_size, len(images)), normalise=normalise).epoch():
+                logits = net(Tensor(to_device(x, device)))
+                there = to_device(check_labels(y, logits.shape[1]), device)
+                found.append((cross_entropy(logits, there).data, (logits.data.argmax(-1) == there).sum(), len(y)))
+    finally:  # Ctrl-C in a notebook, say
+        net.train(was_training)
     loss, right = sum(float(loss) * n for loss, _, n in found), sum(int(right) for _, right, _ in found)
     return loss / len(labels), right / len(labels)

@@ -82,7 +82,7 @@ class Checkout:
         for part in ("minires", "tests", "chapters"):
             shutil.copytree(ROOT / part, self.folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", self.folder)
-        path = os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))
         self.environment = os.environ | {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
                                          "MINIRES_THREADS": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
 

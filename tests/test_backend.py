@@ -324,3 +324,21 @@ def test_another_device_gets_the_whole_batch_at_once(elsewhere):
     in_lanes(lambda chunks: shares.append(list(chunks)), Elsewhere(np.empty(100)), 10**6)
     assert shares == [[slice(0, 100)]]
 
+
+
+@pytest.mark.parametrize("most, asked", [(2**30, [2**30]), (2**25, [2**30, 2**25]), (0, [2**30, 2**25])])
+def test_freed_memory_is_kept_up_to_the_size_that_the_c_library_allows(most, asked, monkeypatch):
+    class Library:
+        thresholds = []
+
+        def __init__(self, name):
+            pass
+
+        def mallopt(self, option, value):
+            if option == -1:  # from what size on free memory at the end goes back
+                return 1
+            self.thresholds.append(value)
+            return int(value <= most)
+
+    monkeypatch.setattr(backend.ctypes, "CDLL", Library)
+    assert backend.keep_freed_memory() == (most > 0) and Library.thresholds == asked

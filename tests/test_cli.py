@@ -96,10 +96,18 @@ def test_data_downloads_cifar10_only_where_it_is_not_there(tmp_path, monkeypatch
     monkeypatch.setattr(minires.data, "download_cifar10", lambda folder: asked.append(folder) or "new place")
     assert status_of("data") == 0
     assert [str(folder) for folder in asked] == ["data"] and "new place" in capsys.readouterr().out
+    monkeypatch.setenv("MINIRES_DATA", "there")  # where `train` looks, the download goes
+    assert status_of("data") == 0 and str(asked[-1]) == "there"
+    assert status_of("train", "--data", "cifar10") == 2
+    assert "CIFAR-10 is not in there; fetch it with: python -m minires data cifar10" in capsys.readouterr().err
+    assert status_of("train", "--data", "cifar10", "--data-dir", "else") == 2
+    other = tmp_path / "else"
+    told = f"not in {other}; fetch it with: python -m minires data cifar10 --data-dir {other}\n"
+    assert capsys.readouterr().err.endswith(told)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "cifar-10-python.tar.gz").touch()
     assert status_of("data", "--data-dir", "here") == 0
-    assert len(asked) == 1 and "cifar-10-python.tar.gz" in capsys.readouterr().out
+    assert len(asked) == 2 and "cifar-10-python.tar.gz" in capsys.readouterr().out
 
 
 def test_help_tells_every_command_and_costs_little(capsys, status_of):

@@ -450,6 +450,15 @@ def test_pytest_reports_hint_first_and_skips_what_is_not_started(tmp_path, monke
 # ---- a teacher
 
 
+def test_a_file_where_the_teacher_stands_is_not_taken_for_pythons_own(tmp_path, monkeypatch):
+    a_checkout(tmp_path, monkeypatch)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    shutil.copy(CHAPTERS / "solutions" / "ch01_autograd.py", tmp_path / "anna_ch01.py")
+    (tmp_path / "random.py").write_text("raise SystemExit", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert {grade.result for grade in grading.grade(Path("anna_ch01.py"))} == {"solved"}
+
+
 def test_grading_a_folder(tmp_path, monkeypatch, capsys, status_of):
     a_checkout(tmp_path, monkeypatch)
     folder = tmp_path / "handed in"

@@ -68,6 +68,15 @@ def test_state_goes_out_as_copies_and_comes_back(device):
     assert not (net.fc.bias.data == 7).any() and not (other.fc.bias.data == 7).any()
 
 
+def test_a_number_is_no_part_of_the_state():
+    net = Small()
+    names = list(net.state_dict())
+    net.scale, net.kind = np.sqrt(2.0), np.float32
+    assert list(net.state_dict()) == names
+    net.load_state_dict(net.state_dict())
+    assert net.astype(np.float64).scale == np.sqrt(2.0) and net.kind is np.float32
+
+
 def test_a_net_moves_to_a_device_and_back_with_all_it_holds(device):
     net = Small()
     before = net.state_dict()

@@ -459,6 +459,12 @@ def test_batch_norm_keeps_its_digits_far_from_zero(there, device):
     np.testing.assert_allclose(out.data.std((0, 1, 2)), 1, rtol=1e-2)
 
 
+def test_batch_norm_in_evaluation_keeps_its_dtype():
+    x, gamma, beta = (Tensor(np.ones(shape, np.float32), requires_grad=True) for shape in ((4, 3), 3, 3))
+    batch_norm(x, gamma, beta, np.zeros(3), np.ones(3), training=False).sum().backward()
+    assert {p.grad.dtype for p in (x, gamma, beta)} == {np.dtype(np.float32)}
+
+
 def test_batch_norm_in_evaluation_leaves_the_running_statistics_alone(there, device):
     x = draw(4, 2, 2, 3)
     mean, var = statistics(3, Tensor(x))

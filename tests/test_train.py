@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,26 @@ def test_evaluate_leaves_the_net_as_it_was_and_does_not_depend_on_the_batch():
     assert all(np.array_equal(array, before[name]) for name, array in net.state_dict().items())
     assert {acc for _, acc in found} == {found[0][1]}
     assert [loss for loss, _ in found] == pytest.approx([found[0][0]] * 3, rel=1e-5)
+
+
+def test_evaluate_that_fails_leaves_the_net_in_training():
+    net = build("resnet8", width=4)
+    with pytest.raises(ValueError, match="99"):
+        evaluate(net, DATA.test_images, np.full(30, 99), Normalise.channels(DATA.train_images))
+    assert net.training and net.bn1.training
+
+
+def test_a_git_that_does_not_answer_stops_nothing(tmp_path, monkeypatch):
+    asked = []
+
+    def slow(command, **options):
+        asked.append(command[0])
+        raise subprocess.TimeoutExpired(command, 10)
+
+    monkeypatch.setattr(room, "subprocess", SimpleNamespace(run=slow, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setattr(room, "__file__", str(tmp_path / "minires" / "run.py"))
+    (tmp_path / ".git").mkdir()
+    assert room.environment()["git"] is None and asked == ["git"]
 
 
 def test_validation_holds_out_a_tenth_and_never_looks_at_the_test_set(tmp_path):
@@ -413,6 +434,13 @@ def test_the_first_layer_that_is_not_finite_is_found(layer, kind):
     x = Normalise.channels(DATA.train_images)(DATA.train_images[:8])
     with np.errstate(invalid="ignore", over="ignore"):
         assert room.first_not_finite(net, x) == f"{layer} ({kind})"
+
+
+def test_a_test_loss_that_is_not_finite_is_looked_for_in_the_net_as_it_was_tested(tmp_path):
+    run = Run(Config.of("fast", **SMALL), tmp_path, DATA)
+    run.net.bn1.running_var[:] = -1
+    with np.errstate(invalid="ignore"), pytest.raises(NotFinite, match=r"the test loss is nan.* finite: bn1 "):
+        run.end_epoch(*evaluate(run.net, run.test_images, run.test_labels, run.normalise))
 
 
 def test_with_a_device_the_loss_is_read_every_so_many_steps_and_the_report_says_so(tmp_path):

@@ -53,14 +53,18 @@ MAX_TAR_MEMBERS = 100
 # ---- finding ----
 
 
+def place_of(data_dir: str | Path | None = None) -> Path:
+    """`data_dir` where given, else what the environment variable MINIRES_DATA names, else `data/` of this folder."""
+    return Path(data_dir or os.environ.get("MINIRES_DATA") or "data").expanduser()
+
+
 def find_cifar10(data_dir: str | Path | None = None) -> Path | None:
     """Where CIFAR-10 lies, ready for `load_cifar10`, or None.
 
-    Looks in `data_dir` where given, else in the folder that the environment variable MINIRES_DATA names, else
-    in `data/` of the current folder. That place may be (or hold) an unpacked `cifar-10-batches-bin` or
+    Looks in `place_of(data_dir)`. That may be (or hold) an unpacked `cifar-10-batches-bin` or
     `cifar-10-batches-py`, or either archive, `cifar-10-binary.tar.gz` or `cifar-10-python.tar.gz`.
     """
-    place = Path(data_dir or os.environ.get("MINIRES_DATA") or "data").expanduser()
+    place = place_of(data_dir)
     if place.is_file() or _is_layout(place):
         return place
     for name in FOLDERS + ARCHIVES:

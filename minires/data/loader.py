@@ -9,7 +9,7 @@ import numpy as np
 
 from minires.data.augment import augment as random_crop_flip
 
-# The second word of a random key says what the draw is for, so that no two purposes share a stream.
+# The second word of a random key says what the draw is for, so that shuffling and augmenting never share a stream.
 PURPOSE_SHUFFLE, PURPOSE_AUGMENT = 1, 2
 
 Batch = tuple[np.ndarray, np.ndarray]
