@@ -454,6 +454,11 @@ print(f"before: {rows['plain20'][-1]['train_loss']:.2f}, over the last epoch of 
 Markdown(tables.construction(results) or "Not recorded yet. `python -m minires reproduce construction` runs it.")
 
 # %% [markdown]
+# At the low rate the deep net is thrown back, and three epochs bring it nearly to where it was. At 0.1 it loses nearly
+# all that it had: after three epochs it stands not far from the net that began from scratch. The shallow net, at the
+# same rate, ends better than before. So the solver does not only fail to *find* the solution; at this rate it can't
+# even *stay* there.
+#
 # Keep that sentence in mind: *doing nothing is hard work for a plain layer*. If the layers that a deep net has too
 # many should do nothing, and they find just that hard, then the cure is to make doing nothing **easy**. That is
 # chapter 7, and it is one plus sign.

@@ -529,7 +529,10 @@ for option in "ABC":
 Markdown(tables.shortcuts(results) or "Not recorded yet.")
 
 # %% [markdown]
-# Before you read a winner out of such a table, compare the differences with the spread over the seeds.
+# Before you read a winner out of such a table, compare the differences with the spread over the seeds. A and B: no
+# difference that three seeds could show. C: behind, by more than the seeds differ. It has the most parameters, and not
+# one shortcut left that hands $x$ on as it is. That fits this chapter; five epochs of a small net do not prove it, and
+# on ImageNet C was slightly ahead.
 #
 # All CIFAR nets in the paper use A, so that a residual net has exactly as many parameters as its plain twin. So do the
 # ImageNet nets of 18 and 34 layers where they are compared with plain ones; from 50 layers on it is B. C is the
@@ -614,8 +617,8 @@ show_curves({name: rows[name] for name in ("resnet20", "resnet20, last gamma 0")
 # - Backward: $g$ over the shortcut, plus $(\partial F / \partial x)^{\mathsf T} g$ through the layers. Through many
 #   blocks: a sum over all ways, of which one meets no weight.
 # - The 1 keeps a gradient from vanishing, not from exploding; the norm does that. They need each other.
-# - Where the shape changes: option A (no parameters), B (projection there), C (projection everywhere). The differences
-#   are small.
+# - Where the shape changes: option A (no parameters), B (projection there), C (projection everywhere). They
+#   differ little, next to having no shortcut at all.
 # - With the last $\gamma$ at 0 every block begins as the identity. Quiet, not always fast.
 #
 # ## Common mistakes
