@@ -198,7 +198,9 @@ EXPERIMENTS: dict[str, dict[str, Training | Identity]] = {
                   for seed in range(3) for option in "ABC"},
     "bottleneck": {"bottleneck29": Training(quick("bottleneck29"))},
     "very-deep": {"resnet110": Training(Config.of("paper", model="resnet110"), steps=600),
-                  "resnet1202": Training(Config.of("paper", model="resnet1202", batch_size=16), steps=200)},
+                  "resnet1202": Training(Config.of("paper", model="resnet1202", batch_size=16), steps=200),
+                  "resnet1202-rate-0.0125": Training(Config.of("paper", model="resnet1202", batch_size=16, lr=0.0125),
+                                                     steps=400)},
     "paper": {"resnet20": Training(Config.of("paper", model="resnet20"), keep=True)},
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ PAPER = {"resnet20": 8.75, "resnet32": 7.51, "resnet44": 7.17, "resnet56": 6.97,
 PAPER_EPOCHS = round(PAPER_STEPS * 128 / 50_000)
 IN_README = ("degradation", "depth", "fast", "paper")
 SMOOTH = 20
+MOMENTS = {"before training": 0, "after an epoch": 1, "at the end": -1}
 
 Line = tuple[Sequence[float], Sequence[float]]  # x and y
 Panels = dict[str, dict[str, Line]]
@@ -120,18 +121,24 @@ def pairs(results: Path, experiment: str) -> dict[str, list[Record]]:
     return {name: pair for name, pair in found.items() if len(pair) == 2}
 
 
-def layers(results: Path) -> str:
-    """Responses and gradient norms, in the range of a net's layers."""
+def gradients(results: Path) -> str:
+    """Norms of dL/dw and of w, from the smallest to the largest of a net's layers."""
     rows = []
     for run, r in records(results, "degradation").items():
-        first, last = r.layers[0], r.layers[-1]
-        norms = [row["gradient"].values() for row in (first, last)]
-        second = [value for name, value in last["response"].items() if name.endswith("conv2")]
-        rows.append([run, last["epoch"], f"{mean(last['response'].values()):.3f}", f"{mean(second):.3f}",
-                     *(f"{min(n):.2g} .. {max(n):.2g}" for n in norms)])  # fmt: skip
-    head = ("net", "epochs", "mean response", "of second layers", "gradient norms before training",
-            "after these epochs")  # fmt: skip
+        norms = [r.layers[k][what].values() for what in ("gradient", "weight") for k in MOMENTS.values()]
+        rows.append([run, *(f"{min(n):.2g} .. {max(n):.2g}" for n in norms)])
+    head = ("net", *(f"norms of {what}, {when}" for what in ("dL/dw", "w") for when in MOMENTS))
     return markdown(head, rows) if rows else ""
+
+
+def responses(results: Path) -> str:
+    """Mean of the layers' responses, and of those at the end of a block."""
+    rows = []
+    for run, r in records(results, "degradation").items():
+        last = r.layers[-1]["response"]
+        second = [value for name, value in last.items() if name.endswith("conv2")]
+        rows.append([run, f"{mean(last.values()):.3f}", f"{mean(second):.3f}", r.epochs()])
+    return markdown(("net", "mean response", "of second layers", "epochs"), rows) if rows else ""
 
 
 def construction(results: Path) -> str:
@@ -195,36 +202,37 @@ def bottleneck(results: Path) -> str:
 
 
 def very_deep(results: Path) -> str:
-    """Time, memory and loss of the first steps."""
+    """Time and memory, and loss and accuracy where they begin, where the warm-up ends and at the end."""
     rows = []
     for run, r in records(results, "very-deep").items():
         s = r.steps
-        tenth = max(1, len(s) // 10)
-        loss = [mean(row["train_loss"] for row in part) for part in (s[:tenth], s[-tenth:])]
-        acc = [mean(row["train_acc"] for row in part) for part in (s[:tenth], s[-tenth:])]
+        warm = [row for row in s if row["lr"] == s[0]["lr"]]
         took = [b["seconds"] - a["seconds"] for a, b in zip(s, s[1:], strict=False)]
         memory = [row["peak_mib"] for row in s if row["peak_mib"]]
+        parts = [s[:SMOOTH], warm[-SMOOTH:], s[-SMOOTH:]]
+        loss, acc = ([mean(row[what] for row in part) for part in parts] for what in ("train_loss", "train_acc"))
         rows.append([run, f"{r.net()['parameters']:,}", r.config["batch_size"], len(s),
                      f"{median(took):.1f}" if took else "-", f"{max(memory):,.0f}" if memory else "-",
-                     f"{loss[0]:.2f} -> {loss[1]:.2f}", f"{100 * acc[0]:.0f} -> {100 * acc[1]:.0f}"])  # fmt: skip
+                     *(f"{x:.2f}, {100 * y:.0f} %" for x, y in zip(loss, acc, strict=True))])  # fmt: skip
+    moments = (f"first {SMOOTH} steps", f"last {SMOOTH} of the warm-up", f"last {SMOOTH}")
     head = ("net", "parameters", "batch", "steps", "seconds a step", "peak memory MiB",
-            "loss, first and last tenth", "training accuracy %")  # fmt: skip
+            *(f"{when}: loss, training accuracy" for when in moments))  # fmt: skip
     return markdown(head, rows) if rows else ""
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "runs": table_of_runs, "README": lambda results: table_of_runs(results, IN_README),
     "degradation": lambda results: depths(results, "degradation"), "depth": lambda results: depths(results, "depth"),
-    "layers": layers, "construction": construction, "zero-residual": zero_residual, "shortcuts": shortcuts,
-    "bottleneck": bottleneck, "very-deep": very_deep,
+    "gradients": gradients, "responses": responses, "construction": construction, "zero-residual": zero_residual,
+    "shortcuts": shortcuts, "bottleneck": bottleneck, "very-deep": very_deep,
 }  # fmt: skip
 
 FIGURES = {  # below a table: file and what it shows
     "degradation": {"degradation": "error of plain nets and of residual nets over the epochs",
                     "figure6": "the same four runs: error, loss and learning rate"},
     "depth": {"depth": "error over the epochs, recipe fast"},
-    "layers": {"responses": "standard deviation of each layer's response",
-               "gradients": "norm of each layer's gradient"},
+    "gradients": {"gradients": "norm of each layer's gradient"},
+    "responses": {"responses": "standard deviation of each layer's response"},
     "construction": {"construction": "error after identity layers were put in"},
     "zero-residual": {"zero-residual": "error of plain and residual blocks on the way to the identity"},
     "shortcuts": {"shortcuts": "test error of options A, B and C"},
@@ -253,9 +261,8 @@ def draw(results: Path) -> list[Path]:
         plots.lines({"in the order of the layers": {run: by_layer(y) for run, y in last.items()},
                      "by size": {run: by_layer(sorted(y, reverse=True)) for run, y in last.items()}},
                     "layer", "standard deviation of the response", file("responses"))  # fmt: skip
-        moments = {"before training": 0, "after an epoch": 1, "at the end": -1}
         plots.lines({title: {run: by_layer(r.layers[k]["gradient"].values()) for run, r in nets.items()}
-                     for title, k in moments.items()},
+                     for title, k in MOMENTS.items()},
                     "layer", "norm of dL/dw", file("gradients"), log=True)  # fmt: skip
     made = [r for r in records(results, "construction").values() if r.rows]
     if made:

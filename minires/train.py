@@ -65,7 +65,7 @@ def fit(config: Config, out: str | Path, resume: bool = False, dataset: Dataset 
                 test_loss, test_acc = evaluate(run.net, run.test_images, run.test_labels, run.normalise)
                 with ctrl_c_waits():
                     run.end_epoch(test_loss, test_acc)
-                watch(run)
+                    watch(run)
         except KeyboardInterrupt:
             with ctrl_c_waits():
                 run.save()
@@ -94,7 +94,7 @@ def train_epoch(run: Run, watch: Callable[[Run], None]) -> None:
                 opt.step()
                 opt.zero_grad()
                 run.end_step()
-            watch(run)
+                watch(run)
             bar.set_postfix_str(run.at.figures(), refresh=False)
             bar.update(batch)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -170,6 +171,22 @@ def test_a_run_that_was_killed_goes_on_and_its_files_hold_no_step_twice(whole, t
         patch.setattr(experiments, "note", killed)
         training.go_on(out, lambda: DATA, float("inf"))
     assert [row["step"] for row in read_lines(out / "steps.jsonl")] == [1, 2, 3]
+    training.go_on(out, lambda: DATA, float("inf"))
+    assert_same_results(out, whole / "very-deep" / "resnet1202")
+
+
+def test_ctrl_c_loses_no_step(whole, tmp_path, monkeypatch):
+    out = tmp_path / "very-deep" / "resnet1202"
+    training = EXPERIMENTS["very-deep"]["resnet1202"]
+
+    def pressed(run, end_step=Run.end_step):
+        end_step(run)
+        if run.at.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "end_step", pressed)
+        training.go_on(out, lambda: DATA, float("inf"))
     training.go_on(out, lambda: DATA, float("inf"))
     assert_same_results(out, whole / "very-deep" / "resnet1202")
 
@@ -384,6 +401,28 @@ def test_construction_begins_where_the_shallow_net_was(tmp_path):
     line = tables.construction(tmp_path).splitlines()[2]
     assert line == "| plain56 | the trained plain20 | 0.01 | 20.00 | 10.00 | 15.00 | 3 |"
     assert "3 more epochs with the net of degradation/plain20" in tables.table_of_runs(tmp_path)
+
+
+def test_gradients_and_weights_are_told_from_the_smallest_to_the_largest_layer(tmp_path):
+    out = tmp_path / "degradation" / "plain20"
+    record(out, "plain20", 2 * [(0.5, 0.5)])
+    layers = [{"gradient": {"a.conv1": 0.25 + k, "a.conv2": 0.5 + k}, "weight": {"a.conv1": 8 - k, "a.conv2": 4 + k},
+               "response": {"a.conv1": 1 - 0.25 * k, "a.conv2": 0.5}} for k in range(3)]  # fmt: skip
+    (out / "layers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in layers), encoding="utf-8")
+    assert tables.gradients(tmp_path).splitlines()[2:] == [
+        "| plain20 | 0.25 .. 0.5 | 1.2 .. 1.5 | 2.2 .. 2.5 | 4 .. 8 | 5 .. 7 | 6 .. 6 |"]  # fmt: skip
+    assert tables.responses(tmp_path).splitlines()[2:] == ["| plain20 | 0.500 | 0.500 | 2 of 10 |"]
+
+
+def test_the_first_steps_are_told_where_they_begin_where_the_warm_up_ends_and_at_the_end(tmp_path):
+    out = tmp_path / "very-deep" / "resnet110"
+    record(out, "resnet110", [], None, 64_000)
+    steps = [{"step": i, "lr": 0.01 if i <= 50 else 0.1, "train_loss": 4 if i <= 20 else 2 if i <= 50 else 3,
+              "train_acc": 0.1 if i <= 20 else 0.5 if i <= 50 else 0.25, "seconds": 2.5 * i, "peak_mib": 100 + i}
+             for i in range(1, 81)]  # fmt: skip
+    (out / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps), encoding="utf-8")
+    line = tables.very_deep(tmp_path).splitlines()[2]
+    assert line == "| resnet110 | 1,727,962 | 128 | 80 | 2.5 | 180 | 4.00, 10 % | 2.00, 50 % | 3.00, 25 % |"
 
 
 def test_every_table_can_be_made_of_nothing_and_of_everything(whole, tmp_path):
