@@ -225,6 +225,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "degradation": lambda results: depths(results, "degradation"), "depth": lambda results: depths(results, "depth"),
     "gradients": gradients, "responses": responses, "construction": construction, "zero-residual": zero_residual,
     "shortcuts": shortcuts, "bottleneck": bottleneck, "very-deep": very_deep,
+    "paper": lambda results: table_of_runs(results, ["paper"]),
 }  # fmt: skip
 
 FIGURES = {  # below a table: file and what it shows
@@ -237,6 +238,7 @@ FIGURES = {  # below a table: file and what it shows
     "zero-residual": {"zero-residual": "error of plain and residual blocks on the way to the identity"},
     "shortcuts": {"shortcuts": "test error of options A, B and C"},
     "very-deep": {"very-deep": "training loss of the first steps"},
+    "paper": {"paper": "error, loss and learning rate of the paper's recipe"},
 }  # fmt: skip
 
 
@@ -293,6 +295,9 @@ def draw(results: Path) -> list[Path]:
                                                smooth([row["train_loss"] for row in r.steps]))
                                          for run, r in deep.items()}},
                     "step", f"training loss, mean of {SMOOTH} steps", file("very-deep"))  # fmt: skip
+    whole = [r.out for r in records(results, "paper").values() if r.rows]
+    if whole:
+        plots.curves(whole, file("paper"))
     return drawn
 
 

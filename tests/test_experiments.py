@@ -429,7 +429,7 @@ def test_every_table_can_be_made_of_nothing_and_of_everything(whole, tmp_path):
     for name, table in tables.TABLES.items():
         assert table(tmp_path) == ""
         lines = table(whole).splitlines()
-        assert len(lines) >= 4, name
+        assert len(lines) >= (3 if name == "paper" else 4), name  # one run alone
         assert len({line.count("|") for line in lines}) == 1, name
     assert tables.draw(tmp_path) == []
 
