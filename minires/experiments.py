@@ -186,6 +186,11 @@ def quick(model: str, shortcut: str = "A", seed: int = 0, epochs: int = 5) -> Co
     return Config.of("fast", model=model, shortcut=shortcut, seed=seed, epochs=epochs)
 
 
+def deepest(lr: float) -> Config:
+    """ResNet-1202 with a batch that fits into a laptop."""
+    return Config.of("paper", model="resnet1202", batch_size=16, lr=lr)
+
+
 EXPERIMENTS: dict[str, dict[str, Training | Identity]] = {
     "degradation": {net: Training(short(net), layers=True, keep=net == "plain20")
                     for net in ("plain20", "resnet20", "plain56", "resnet56")},
@@ -198,9 +203,9 @@ EXPERIMENTS: dict[str, dict[str, Training | Identity]] = {
                   for seed in range(3) for option in "ABC"},
     "bottleneck": {"bottleneck29": Training(quick("bottleneck29"))},
     "very-deep": {"resnet110": Training(Config.of("paper", model="resnet110"), steps=600),
-                  "resnet1202": Training(Config.of("paper", model="resnet1202", batch_size=16), steps=200),
-                  "resnet1202-rate-0.0125": Training(Config.of("paper", model="resnet1202", batch_size=16, lr=0.0125),
-                                                     steps=400)},
+                  "resnet1202": Training(deepest(0.1), steps=200),
+                  "resnet1202-rate-0.0125": Training(deepest(0.0125), steps=400),
+                  "resnet1202-rate-0.001": Training(deepest(0.001), steps=600)},
     "paper": {"resnet20": Training(Config.of("paper", model="resnet20"), keep=True)},
 }  # fmt: skip
 

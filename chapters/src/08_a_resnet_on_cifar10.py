@@ -6,7 +6,7 @@
 # - take an ingredient away and measure what it did, without fooling yourself;
 # - read training curves: overfitting, underfitting, and the jump where the learning rate falls;
 # - look at what a net gets wrong, as a table and as pictures;
-# - tell what 110 or 1,202 layers cost before you begin.
+# - tell what 110 or 1,202 layers cost before you begin, and at which rate they can begin.
 #
 # **You need** chapters 3, 5 and 7 (SGD and weight decay, batch norm, the residual block).
 #
@@ -23,6 +23,7 @@ if importlib.util.find_spec("minires") is None:
     sys.path.insert(0, "..")
 
 # %%
+import copy
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -553,6 +554,92 @@ Markdown(tables.very_deep(RESULTS) or "No steps recorded yet.")
 # > **Misreadings.** "More layers, up to 1,000, always help": 1,202 layers end at 7.93 %, 110 at 6.43 %. "The first nets
 # > of over 100 layers": Highway nets had been trained as deep before. ResNets were the first to *gain* from it.
 #
+# ## 10. Why deep nets begin gently
+#
+# Why 0.01 at the start, for 110 layers? A look at a single layer is enough: the last one. For each image it gets f, 64
+# numbers: the mean of each channel of the last maps.
+#
+# A residual block *adds* its response to what came in, and before training all responses have the size 1. So the maps
+# grow from block to block, and f with them.
+#
+# **Predict.** ResNet-110 has twice as many blocks as ResNet-56. How many times as large is |f|²? And what does depth do
+# to it in a plain net?
+
+
+# %%
+def pooled(net, n=32):
+    """What the last layer gets of n images: (n, 64)."""
+    maps = {}
+    with mr.no_grad(), nn.observe(net, lambda name, module, output: maps.update({name: output.data})):
+        net(mr.Tensor(normalise(images[:n])))
+    return maps["layer3"].mean((1, 2))
+
+
+def tell(name, f):
+    mean = f.mean(0)  # what all images have in common
+    print(f"{name:25}|f|² {mean @ mean:8.0f}    highest rate {2 * (1 + 0.9) / (mean @ mean / 10):8.4f}")
+
+
+deep_nets = {model: mr.build(model) for model in ("resnet20", "resnet56", "resnet110", "resnet1202", "plain56")}
+features = {model: pooled(net) for model, net in deep_nets.items()}
+for model, f in features.items():
+    tell(model, f)
+
+# %% [markdown]
+# In a plain net the last norm sets the size, whatever the depth. In a residual net |f|² grows in proportion to the
+# number of blocks.
+#
+# Now for the second column. Before training all ten probabilities are near 1/10. Add small numbers s to the scores (of
+# mean 0, for what all scores have in common changes nothing), and the cross-entropy bends up by $\frac{1}{10}
+# \frac{|s|^2}{2}$. The scores are f times the weights. So in the direction of f the loss is a parabola, and its second
+# derivative is
+#
+# $$\lambda = \frac{|f|^2}{10}.$$
+#
+# A step of rate times slope may overshoot the bottom of a parabola. If the rate times $\lambda$ is below 2, it ends
+# nearer to the bottom than it began; above, farther away, and so does every step after it. With momentum $\beta$ the
+# border lies at $2(1 + \beta)$ (Goh 2017, "Why momentum really works"). That is the highest rate in the table.
+#
+# **Predict.** We train the last layer alone, 30 steps, on features that stay as they are. Which nets can begin at 0.1?
+# Which at 0.01?
+
+
+# %%
+def last_layer_alone(net, f, lr, steps=30):
+    layer, losses = copy.deepcopy(net.fc), []
+    optimiser = mr.SGD(layer.parameters(), lr, 0.9)
+    for _ in range(steps):
+        loss = mr.cross_entropy(layer(mr.Tensor(f)), labels[: len(f)])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return range(1, steps + 1), losses
+
+
+plots.lines({f"rate {lr}": {model: last_layer_alone(deep_nets[model], f, lr) for model, f in features.items()}
+             for lr in (0.1, 0.01, 0.001)}, "step", "training loss", log=True)  # fmt: skip
+
+# %% [markdown]
+# As the table says: at 0.1 the loss comes down for ResNet-20 and for the plain net, at 0.01 for all but ResNet-1202.
+# (And it does not go to infinity. Far from the bottom, cross-entropy is no parabola any more but a straight slope.)
+#
+# That was one layer. In a whole net all layers move, and others may have borders of their own. But what is recorded of
+# whole nets fits. At 0.1 ResNet-20 begins at once and ResNet-56 late (chapter 7). ResNet-110 learns at 0.01 and loses
+# much of it with the step to 0.1. And ResNet-1202 is thrown to a loss of 30 by a rate that suits 110 layers (the table
+# of section 9).
+#
+# A low rate is one cure. Another one is the $\gamma$ of zero from chapter 7: no block adds anything at the start.
+
+# %%
+tell("resnet110", features["resnet110"])
+tell("resnet110, last gamma 0", pooled(mr.build("resnet110", zero_init=True)))
+
+# %% [markdown]
+# Then f is as small as that of a net without blocks, and this border is out of the way.
+#
+# > **This is not the degradation of chapter 6.** The plain net has a small f, and stays behind for all that.
+#
 # ## Summary
 #
 # - A result is a net *and* a recipe. The paper's: SGD with momentum 0.9, decay 0.0001, batches of 128, a rate of 0.1
@@ -565,6 +652,8 @@ Markdown(tables.very_deep(RESULTS) or "No steps recorded yet.")
 # - A confusion matrix shows the kinds of mistakes, the worst pictures show the reasons.
 # - Cost grows in proportion to depth. At 1,202 layers memory is the first wall, time the second, and in the paper
 #   overfitting the third.
+# - What a residual net gives its last layer grows with the number of blocks. With ten classes and momentum 0.9, rates
+#   above 38 / |f|² lead that layer away from the bottom at the start: the deeper the net, the gentler it has to begin.
 #
 # ## Common mistakes
 #
@@ -641,5 +730,5 @@ hint("8.1")
 # - Chapter 9: bottlenecks, and the nets for ImageNet.
 # - Sources: He et al. 2016, "Deep residual learning for image recognition", section 4.2, Table 6, Figures 6 and 7; Lee
 #   et al. 2015, "Deeply-supervised nets" (whose augmentation the paper takes over); Smith and Topin 2018,
-#   "Super-convergence" (one cycle); Krizhevsky 2009, "Learning multiple layers of features from tiny images"
-#   (CIFAR-10).
+#   "Super-convergence" (one cycle); Goh 2017, "Why momentum really works", distill.pub; Krizhevsky 2009, "Learning
+#   multiple layers of features from tiny images" (CIFAR-10).
