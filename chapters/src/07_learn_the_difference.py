@@ -431,9 +431,10 @@ Markdown(tables.depths(results, "degradation") or "Not recorded yet.")
 
 # %% [markdown]
 # With the plus signs 56 layers learn. They have not overtaken 20, though, in ten epochs. Look at the orange curve to
-# the right: it begins late, and has nearly caught up when the rate falls. It seems that a rate of 0.1 is too high to
-# begin with. (With 110 layers the paper saw the same, and began at 0.01.) So here are the nets once more, 10 epochs of
-# the recipe `fast`, whose rate begins at 0.008 (`python -m minires reproduce depth`):
+# the right: it begins late, and has nearly caught up when the rate falls. A rate of 0.1 seems to be too high to begin
+# with. (With 110 layers the paper saw the same, and began at 0.01. Chapter 8 computes a border: 56 layers can begin at
+# 0.09, 20 layers at 0.3.) So here are the nets once more, 10 epochs of the recipe `fast`, whose rate begins at 0.008
+# (`python -m minires reproduce depth`):
 
 # %%
 Markdown(tables.depths(results, "depth") or "Not recorded yet.")
