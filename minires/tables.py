@@ -125,8 +125,9 @@ def gradients(results: Path) -> str:
     """Norms of dL/dw and of w, from the smallest to the largest of a net's layers."""
     rows = []
     for run, r in records(results, "degradation").items():
-        norms = [r.layers[k][what].values() for what in ("gradient", "weight") for k in MOMENTS.values()]
-        rows.append([run, *(f"{min(n):.2g} .. {max(n):.2g}" for n in norms)])
+        if len(r.layers) > 1:
+            norms = [r.layers[k][what].values() for what in ("gradient", "weight") for k in MOMENTS.values()]
+            rows.append([run, *(f"{min(n):.2g} .. {max(n):.2g}" for n in norms)])
     head = ("net", *(f"norms of {what}, {when}" for what in ("dL/dw", "w") for when in MOMENTS))
     return markdown(head, rows) if rows else ""
 
@@ -138,7 +139,7 @@ def responses(results: Path) -> str:
         last = r.layers[-1]["response"]
         second = [value for name, value in last.items() if name.endswith("conv2")]
         rows.append([run, f"{mean(last.values()):.3f}", f"{mean(second):.3f}", r.epochs()])
-    return markdown(("net", "mean response", "of second layers", "epochs"), rows) if rows else ""
+    return markdown(("net", "mean response", "of the blocks' second layers", "epochs"), rows) if rows else ""
 
 
 def construction(results: Path) -> str:
@@ -202,20 +203,21 @@ def bottleneck(results: Path) -> str:
 
 
 def very_deep(results: Path) -> str:
-    """Time and memory, and loss and accuracy where they begin, where the warm-up ends and at the end."""
+    """Time and memory, and loss and accuracy at the start, at the end of the first rate and at the end of all."""
     rows = []
     for run, r in records(results, "very-deep").items():
         s = r.steps
-        warm = [row for row in s if row["lr"] == s[0]["lr"]]
+        first = [row for row in s if row["lr"] == s[0]["lr"]]
         took = [b["seconds"] - a["seconds"] for a, b in zip(s, s[1:], strict=False)]
         memory = [row["peak_mib"] for row in s if row["peak_mib"]]
-        parts = [s[:SMOOTH], warm[-SMOOTH:], s[-SMOOTH:]]
+        parts = [s[:SMOOTH], first[-SMOOTH:], s[-SMOOTH:]]
         loss, acc = ([mean(row[what] for row in part) for part in parts] for what in ("train_loss", "train_acc"))
-        rows.append([run, f"{r.net()['parameters']:,}", r.config["batch_size"], len(s),
+        rates = dict.fromkeys(f"{row['lr']:g}" for row in s)
+        rows.append([run, f"{r.net()['parameters']:,}", r.config["batch_size"], ", then ".join(rates), len(s),
                      f"{median(took):.1f}" if took else "-", f"{max(memory):,.0f}" if memory else "-",
                      *(f"{x:.2f}, {100 * y:.0f} %" for x, y in zip(loss, acc, strict=True))])  # fmt: skip
-    moments = (f"first {SMOOTH} steps", f"last {SMOOTH} of the warm-up", f"last {SMOOTH}")
-    head = ("net", "parameters", "batch", "steps", "seconds a step", "peak memory MiB",
+    moments = (f"first {SMOOTH} steps", f"last {SMOOTH} at the first rate", f"last {SMOOTH}")
+    head = ("net", "parameters", "batch", "rate", "steps", "seconds a step", "peak memory MiB",
             *(f"{when}: loss, training accuracy" for when in moments))  # fmt: skip
     return markdown(head, rows) if rows else ""
 
@@ -256,7 +258,7 @@ def draw(results: Path) -> list[Path]:
     for experiment in ("degradation", "depth"):
         if found := pairs(results, experiment):
             plots.errors({name: [r.out for r in pair] for name, pair in found.items()}, file(experiment))
-    nets = {run: r for run, r in records(results, "degradation").items() if r.rows}
+    nets = {run: r for run, r in records(results, "degradation").items() if len(r.layers) > 1}
     if len(nets) == 4:
         plots.curves([r.out for r in nets.values()], file("figure6"))
         last = {run: r.layers[-1]["response"].values() for run, r in nets.items()}

@@ -414,15 +414,15 @@ def test_gradients_and_weights_are_told_from_the_smallest_to_the_largest_layer(t
     assert tables.responses(tmp_path).splitlines()[2:] == ["| plain20 | 0.500 | 0.500 | 2 of 10 |"]
 
 
-def test_the_first_steps_are_told_where_they_begin_where_the_warm_up_ends_and_at_the_end(tmp_path):
+def test_the_first_steps_are_told_where_they_begin_where_the_rate_changes_and_at_the_end(tmp_path):
     out = tmp_path / "very-deep" / "resnet110"
     record(out, "resnet110", [], None, 64_000)
     steps = [{"step": i, "lr": 0.01 if i <= 50 else 0.1, "train_loss": 4 if i <= 20 else 2 if i <= 50 else 3,
               "train_acc": 0.1 if i <= 20 else 0.5 if i <= 50 else 0.25, "seconds": 2.5 * i, "peak_mib": 100 + i}
              for i in range(1, 81)]  # fmt: skip
     (out / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps), encoding="utf-8")
-    line = tables.very_deep(tmp_path).splitlines()[2]
-    assert line == "| resnet110 | 1,727,962 | 128 | 80 | 2.5 | 180 | 4.00, 10 % | 2.00, 50 % | 3.00, 25 % |"
+    assert tables.very_deep(tmp_path).splitlines()[2] == (
+        "| resnet110 | 1,727,962 | 128 | 0.01, then 0.1 | 80 | 2.5 | 180 | 4.00, 10 % | 2.00, 50 % | 3.00, 25 % |")
 
 
 def test_every_table_can_be_made_of_nothing_and_of_everything(whole, tmp_path):

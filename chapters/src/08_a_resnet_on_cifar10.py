@@ -6,7 +6,7 @@
 # - take an ingredient away and measure what it did, without fooling yourself;
 # - read training curves: overfitting, underfitting, and the jump where the learning rate falls;
 # - look at what a net gets wrong, as a table and as pictures;
-# - tell what 110 or 1,202 layers cost before you begin, and at which rate they can begin.
+# - tell what 110 or 1,202 layers cost before you begin, and which rates are too high to begin with.
 #
 # **You need** chapters 3, 5 and 7 (SGD and weight decay, batch norm, the residual block).
 #
@@ -479,8 +479,8 @@ plots.lines({"recorded on CIFAR-10": {name: tables.by_layer(values) for name, va
 
 # %% [markdown]
 # The means say yes: residual below plain, and 56 layers below 20, by a little. But look at the shapes before you
-# believe the means. Most layers of plain-56, and every second one of ResNet-56, lie on one line. Have 50 layers learned
-# the same number?
+# believe the means. Most layers of plain-56 lie on one line, and so does every second one of ResNet-56, the early ones
+# only nearly. Have 50 layers learned the same number?
 #
 # They have learned nothing of the kind. Their output goes through ReLU into a convolution and its norm, and the norm
 # takes any scale away again. The loss does not depend on that scale, so the gradient has no part along it. (Large steps
@@ -514,8 +514,8 @@ for model, total in totals.items():
 # is not expensive per layer. There are just many of them.
 #
 # Parameters are small change. Memory is not: the backward pass needs what the layers put out, so all of it is kept
-# until the step is over. ResNet-1202 with 128 images does not fit into many laptops. (The run that
-# `minires/experiments.py` has planned for it takes 16 images at a time.)
+# until the step is over. ResNet-1202 with 128 images does not fit into many laptops. (Its runs in
+# `minires/experiments.py` take 16 images at a time.)
 #
 # And time? A whole run is out of the question here, a single step is not. Measure a step on a few images, and multiply.
 # How far can such an estimate be trusted? The first two lines check it: ResNet-20 on 64 images and on 4.
@@ -542,8 +542,9 @@ for model, batch in (("resnet20", 64), ("resnet20", 4), ("resnet110", 4), ("resn
     print(f"{model:10} on {batch:2} images: {1000 * image:7.1f} ms an image, {days:6.1f} days for the paper's recipe")
 
 # %% [markdown]
-# This is an estimate from a few steps on this machine, with whatever else it was doing. It is good for the question "a
-# day, or a season?", and for nothing finer. A GPU changes the answer (chapter 10).
+# This is an estimate from a few steps on this machine, with whatever else it was doing. The first two lines differ: in
+# a small batch each image costs more. So the days of the two deep nets are too many rather than too few. It is good for
+# the question "a day, or a season?", and for nothing finer. A GPU changes the answer (chapter 10).
 #
 # What was really run of the very deep nets stands in `results/very-deep`, so far:
 
@@ -556,8 +557,9 @@ Markdown(tables.very_deep(RESULTS) or "No steps recorded yet.")
 #
 # ## 10. Why deep nets begin gently
 #
-# Why 0.01 at the start, for 110 layers? A look at a single layer is enough: the last one. For each image it gets f, 64
-# numbers: the mean of each channel of the last maps.
+# Why 0.01 at the start, for 110 layers? A look at a single layer is enough: the last one. For each image it gets 64
+# numbers: the mean of each channel of the last maps. Let f be their mean over some images, and |f|² the sum of its
+# squares.
 #
 # A residual block *adds* its response to what came in, and before training all responses have the size 1. So the maps
 # grow from block to block, and f with them.
@@ -569,44 +571,52 @@ Markdown(tables.very_deep(RESULTS) or "No steps recorded yet.")
 # %%
 def pooled(net, n=32):
     """What the last layer gets of n images: (n, 64)."""
-    maps = {}
-    with mr.no_grad(), nn.observe(net, lambda name, module, output: maps.update({name: output.data})):
+    found = []
+
+    def see(name, module, output):
+        if name == "layer3":
+            found.append(output.data.mean((1, 2)))
+
+    with mr.no_grad(), nn.observe(net, see):
         net(mr.Tensor(normalise(images[:n])))
-    return maps["layer3"].mean((1, 2))
+    return found[0]
 
 
-def tell(name, f):
-    mean = f.mean(0)  # what all images have in common
-    print(f"{name:25}|f|² {mean @ mean:8.0f}    highest rate {2 * (1 + 0.9) / (mean @ mean / 10):8.4f}")
+def tell(name, features, momentum=0.9):
+    f = features.mean(0)
+    curvature = f @ f / 10
+    print(f"{name:25}|f|² {f @ f:8.0f}    border of the rate {2 * (1 + momentum) / curvature:8.4f}")
 
 
 deep_nets = {model: mr.build(model) for model in ("resnet20", "resnet56", "resnet110", "resnet1202", "plain56")}
 features = {model: pooled(net) for model, net in deep_nets.items()}
-for model, f in features.items():
-    tell(model, f)
+for model in deep_nets:
+    tell(model, features[model])
 
 # %% [markdown]
-# In a plain net the last norm sets the size, whatever the depth. In a residual net |f|² grows in proportion to the
-# number of blocks.
+# In a plain net the last norm keeps |f|² small. In a residual net it grows with the number of blocks, even a little
+# faster.
 #
-# Now for the second column. Before training all ten probabilities are near 1/10. Add small numbers s to the scores (of
-# mean 0, for what all scores have in common changes nothing), and the cross-entropy bends up by $\frac{1}{10}
-# \frac{|s|^2}{2}$. The scores are f times the weights. So in the direction of f the loss is a parabola, and its second
-# derivative is
+# Now for the second column. Take all ten probabilities as 1/10, and move the weights of the last layer by a length t in
+# the direction of f. The scores change by numbers s; let their mean be 0, for what all scores have in common changes
+# nothing. Then |s| = t |f|. Beside its slope, the cross-entropy gets a bend of $\frac{1}{10} \frac{|s|^2}{2} =
+# \frac{|f|^2}{10} \frac{t^2}{2}$. So near the start it is a parabola in t, of the curvature
 #
-# $$\lambda = \frac{|f|^2}{10}.$$
+# $$c = \frac{|f|^2}{10}.$$
 #
-# A step of rate times slope may overshoot the bottom of a parabola. If the rate times $\lambda$ is below 2, it ends
-# nearer to the bottom than it began; above, farther away, and so does every step after it. With momentum $\beta$ the
-# border lies at $2(1 + \beta)$ (Goh 2017, "Why momentum really works"). That is the highest rate in the table.
+# Chapter 3 has the rest: without momentum the rate must stay below 2/c, or every step leads farther away from the
+# bottom. With momentum m the border is $2(1 + m)/c$ (Goh 2017, "Why momentum really works"). That is the second column.
+#
+# It is a border from above. Rates beyond it are too high. Rates below it need not be low enough: the first step has no
+# momentum yet; images differ from their mean; and the deepest nets begin with probabilities that are not 1/10.
 #
 # **Predict.** We train the last layer alone, 30 steps, on features that stay as they are. Which nets can begin at 0.1?
 # Which at 0.01?
 
 
 # %%
-def last_layer_alone(net, f, lr, steps=30):
-    layer, losses = copy.deepcopy(net.fc), []
+def last_layer_alone(model, lr, steps=30):
+    layer, f, losses = copy.deepcopy(deep_nets[model].fc), features[model], []
     optimiser = mr.SGD(layer.parameters(), lr, 0.9)
     for _ in range(steps):
         loss = mr.cross_entropy(layer(mr.Tensor(f)), labels[: len(f)])
@@ -617,26 +627,29 @@ def last_layer_alone(net, f, lr, steps=30):
     return range(1, steps + 1), losses
 
 
-plots.lines({f"rate {lr}": {model: last_layer_alone(deep_nets[model], f, lr) for model, f in features.items()}
-             for lr in (0.1, 0.01, 0.001)}, "step", "training loss", log=True)  # fmt: skip
+plots.lines({f"rate {lr}": {model: last_layer_alone(model, lr) for model in deep_nets} for lr in (0.1, 0.01, 0.001)},
+            "step", "training loss", log=True)  # fmt: skip
 
 # %% [markdown]
-# As the table says: at 0.1 the loss comes down for ResNet-20 and for the plain net, at 0.01 for all but ResNet-1202.
-# (And it does not go to infinity. Far from the bottom, cross-entropy is no parabola any more but a straight slope.)
+# As the table says. At 0.1 the loss runs away in ResNet-56 and in all deeper ones, at 0.01 in ResNet-1202 alone. (It
+# does not go to infinity: far from the bottom cross-entropy is no parabola any more, but a straight slope. After some
+# hundred steps it even comes back, for 32 vectors that never change are soon known by heart. In a whole net f changes
+# all the time.)
 #
-# That was one layer. In a whole net all layers move, and others may have borders of their own. But what is recorded of
-# whole nets fits. At 0.1 ResNet-20 begins at once and ResNet-56 late (chapter 7). ResNet-110 learns at 0.01 and loses
-# much of it with the step to 0.1. And ResNet-1202 is thrown to a loss of 30 by a rate that suits 110 layers (the table
-# of section 9).
+# And whole nets? At 0.1 ResNet-20 begins at once and ResNet-56 late (chapter 7). ResNet-110 learns at 0.01, and loses
+# much of it when the rate goes to 0.1. ResNet-1202 with 16 images a step has a mean loss of 32 in its first 20 steps at
+# 0.01, of 7 at 0.00125, and of no more than guessing at 0.0001 (the table of section 9). That fits. But the border is
+# one of the start. A net that has begun moves its f, and its probabilities: in the recipe `fast`, ResNet-56 learns well
+# at 0.2, to which its rate has risen over 975 steps.
 #
-# A low rate is one cure. Another one is the $\gamma$ of zero from chapter 7: no block adds anything at the start.
+# A low rate at the start is one way out. The $\gamma$ of zero from chapter 7 may be another: no block adds anything.
 
 # %%
 tell("resnet110", features["resnet110"])
 tell("resnet110, last gamma 0", pooled(mr.build("resnet110", zero_init=True)))
 
 # %% [markdown]
-# Then f is as small as that of a net without blocks, and this border is out of the way.
+# Then this border is far away. Whether the net learns faster is another question (not on Shapes-10, in chapter 7).
 #
 # > **This is not the degradation of chapter 6.** The plain net has a small f, and stays behind for all that.
 #
@@ -653,7 +666,7 @@ tell("resnet110, last gamma 0", pooled(mr.build("resnet110", zero_init=True)))
 # - Cost grows in proportion to depth. At 1,202 layers memory is the first wall, time the second, and in the paper
 #   overfitting the third.
 # - What a residual net gives its last layer grows with the number of blocks. With ten classes and momentum 0.9, rates
-#   above 38 / |f|² lead that layer away from the bottom at the start: the deeper the net, the gentler it has to begin.
+#   above 38 / |f|² lead that layer away from the bottom at the start: the deeper the net, the lower the border.
 #
 # ## Common mistakes
 #
