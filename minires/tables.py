@@ -296,7 +296,7 @@ def draw(results: Path) -> list[Path]:
         plots.lines({"the first steps": {run: ([row["step"] for row in r.steps],
                                                smooth([row["train_loss"] for row in r.steps]))
                                          for run, r in deep.items()}},
-                    "step", f"training loss, mean of {SMOOTH} steps", file("very-deep"))  # fmt: skip
+                    "step", f"training loss, mean of {SMOOTH} steps", file("very-deep"), log=True)  # fmt: skip
     whole = [r.out for r in records(results, "paper").values() if r.rows]
     if whole:
         plots.curves(whole, file("paper"))

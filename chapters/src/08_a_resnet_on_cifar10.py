@@ -638,7 +638,7 @@ plots.lines({f"rate {lr}": {model: last_layer_alone(model, lr) for model in deep
 #
 # And whole nets? At 0.1 ResNet-20 begins at once and ResNet-56 late (chapter 7). ResNet-110 learns at 0.01, and loses
 # much of it when the rate goes to 0.1. ResNet-1202 with 16 images a step has a mean loss of 32 in its first 20 steps at
-# 0.01, of 7 at 0.00125, and of no more than guessing at 0.0001 (the table of section 9). That fits. But the border is
+# 0.01, of 7.5 at 0.00125, and of 2.5 at 0.0001 (the table of section 9). That fits. But the border is
 # one of the start. A net that has begun moves its f, and its probabilities: in the recipe `fast`, ResNet-56 learns well
 # at 0.2, to which its rate has risen over 975 steps.
 #
