@@ -146,10 +146,15 @@ def curves(runs: str | Path | Sequence[str | Path], path: str | Path | None = No
     handles = [Line2D([], [], label=name, **_look(i)) for i, name in enumerate(labels)]
     for label, style in (("training", TRAINING), (" or ".join(sorted(splits)), TESTING)):
         handles.append(Line2D([], [], color=INK, marker="o", markersize=4, label=label, **style))
-    fit = 90 // (6 + max(map(len, labels)))  # columns of the legend that the picture's width takes
-    figure.legend(handles=handles, loc="outside upper center", frameon=False,
-                  ncols=max(1, min(fit, len(handles))))  # fmt: skip
+    _legend_above(figure, handles)
     return saved(figure, path)
+
+
+def _legend_above(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """A legend in as many columns as the figure's width takes."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    fit = int(11 * figure.get_figwidth()) // (6 + longest)
+    figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=max(1, min(fit, len(handles))))
 
 
 def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
@@ -197,8 +202,7 @@ def lines(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[floa
         _whole_numbers(axes, xlabel)
     row[0].set_ylabel(ylabel)
     row[0].set_yscale("log" if log else "linear")
-    handles = [Line2D([], [], label=name, **_look(i)) for i, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=4 if len(names) == 4 else 3)
+    _legend_above(figure, [Line2D([], [], label=name, **_look(i)) for i, name in enumerate(names)])
     return saved(figure, path)
 
 

@@ -479,6 +479,14 @@ def test_lines_keep_their_look_from_panel_to_panel():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
+def test_a_legend_of_long_names_stays_in_the_picture():
+    names = [f"a run with a name of thirty {k}" for k in range(4)]
+    figure = plots.lines({"panel": {name: ([1, 2], [k, k]) for k, name in enumerate(names)}}, "step", "loss")
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 and legend.x1 <= figure.bbox.x1
+
+
 def test_spread_draws_each_point_and_the_mean():
     axes = plots.spread({"A": [1.0, 2.0, 6.0], "B": [4.0]}, "error").axes[0]
     assert [list(line.get_ydata()) for line in axes.lines] == [[1, 2, 6], [3, 3], [4], [4, 4]]
