@@ -66,7 +66,7 @@ class Record:
             return f"recipe fast, {self.config['epochs']} epochs for the paper's {PAPER_EPOCHS}"
         if self.config["epochs"]:
             return f"{self.config['epochs']} epochs for the paper's {PAPER_EPOCHS}"
-        return "the paper's recipe" + (", unfinished" if " of " in self.epochs() else "")
+        return "the paper's recipe, " + ("unfinished" if " of " in self.epochs() else "another seed")
 
 
 def records(results: Path, experiment: str) -> dict[str, Record]:

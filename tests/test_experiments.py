@@ -369,6 +369,12 @@ def test_the_table_of_runs_tells_what_the_files_hold(tmp_path):
     assert "degradation/plain20" in tables.TABLES["README"](tmp_path)
 
 
+def test_a_finished_run_of_the_papers_recipe_differs_by_its_seed(tmp_path):
+    record(tmp_path / "paper" / "resnet20", "resnet20", 165 * [(0.9, 0.75)], epochs=None, steps=64_000)
+    row = tables.table_of_runs(tmp_path).splitlines()[-1]
+    assert "| 165 |" in row and row.endswith("| 10.00 | 25.00 | 8.75 | the paper's recipe, another seed |")
+
+
 def test_what_depth_changes_is_the_difference_of_the_errors(tmp_path):
     for net, (train, test) in {"plain20": (0.8, 0.75), "plain56": (0.6, 0.65), "resnet20": (0.85, 0.8),
                                "resnet56": (0.9, 0.82)}.items():  # fmt: skip

@@ -436,7 +436,19 @@ for model, total in totals.items():
 
 # %% [markdown]
 # Before you compare two numbers, compare their epochs. A run of a few epochs does not contradict the paper, and does
-# not confirm it. It is on the way. `python -m minires reproduce paper` is the command for the whole recipe.
+# not confirm it. It is on the way. `paper/resnet20` went the whole way (`python -m minires reproduce paper`).
+#
+# **Predict.** Its rate is 0.1 until epoch 82, then 0.01, and from epoch 124 on 0.001. Between the two falls the
+# training error keeps falling. What do the test error and the test loss do there?
+
+# %%
+plots.curves(RESULTS / "paper" / "resnet20")
+
+# %% [markdown]
+# The test error stays where the first fall has put it. From there on, the net learns its training images by heart, and
+# gains nothing by it elsewhere. The test loss even rises. How can that be, with the same number of wrong answers? The
+# loss asks for the probability of the right class. The net becomes surer and surer of all its answers, and a wrong
+# answer costs more if it is a sure one (Guo et al. 2017).
 #
 # In the paper's own column two things stand out. From 20 to 110 layers each deeper net is better: that is the cure of
 # chapter 6. And 1,202 layers are worse than 110. Its training error is about the same, says the paper, below 0.1 %. So
@@ -743,5 +755,6 @@ hint("8.1")
 # - Chapter 9: bottlenecks, and the nets for ImageNet.
 # - Sources: He et al. 2016, "Deep residual learning for image recognition", section 4.2, Table 6, Figures 6 and 7; Lee
 #   et al. 2015, "Deeply-supervised nets" (whose augmentation the paper takes over); Smith and Topin 2018,
-#   "Super-convergence" (one cycle); Goh 2017, "Why momentum really works", distill.pub; Krizhevsky 2009, "Learning
-#   multiple layers of features from tiny images" (CIFAR-10).
+#   "Super-convergence" (one cycle); Guo et al. 2017, "On calibration of modern neural networks"; Goh 2017, "Why
+#   momentum really works", distill.pub; Krizhevsky 2009, "Learning multiple layers of features from tiny images"
+#   (CIFAR-10).
