@@ -335,14 +335,20 @@ plt.show()
 # **Predict.** What will the curves do at these two places?
 
 # %%
-runs = {name: r for name, r in tables.records(RESULTS, "degradation").items() if r.rows}
-for name, r in runs.items():
-    print(f"recorded: {name}, {r.epochs()} epochs")
+def falls(r):
+    """Errors and test loss before and after each fall of the rate."""
     for i, (a, b) in enumerate(zip(r.rows, r.rows[1:], strict=False)):
         if b["lr"] < 0.5 * a["lr"]:
             print(f"  in epoch {b['epoch']} the rate falls from {a['lr']:.2g} to {b['lr']:.2g}:", end=" ")
             print(f"training error {r.error('train', i):.1f} -> {r.error('train', i + 1):.1f} %", end=", ")
-            print(f"test error {r.error('test', i):.1f} -> {r.error('test', i + 1):.1f} %")
+            print(f"test error {r.error('test', i):.1f} -> {r.error('test', i + 1):.1f} %", end=", ")
+            print(f"test loss {a['test_loss']:.2f} -> {b['test_loss']:.2f}")
+
+
+runs = {name: r for name, r in tables.records(RESULTS, "degradation").items() if r.rows}
+for name, r in runs.items():
+    print(f"recorded: {name}, {r.epochs()} epochs")
+    falls(r)
 plots.curves([r.out for r in runs.values()] or [RESULTS / "first-cifar10"])
 
 # %% [markdown]
@@ -442,6 +448,7 @@ for model, total in totals.items():
 # training error keeps falling. What do the test error and the test loss do there?
 
 # %%
+falls(recorded["paper/resnet20"])
 plots.curves(RESULTS / "paper" / "resnet20")
 
 # %% [markdown]
