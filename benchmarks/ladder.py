@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minires import Tensor, backend, conv2d, set_threads
-from minires.bench import machine
-from minires.conv import conv2d_slow, im2col
+from minires import Tensor, backend, conv2d, set_num_threads
+from minires.devices.bench import machine
+from minires.conv import conv2d_naive, im2col
 
 N, SIZE, C, F = 32, 32, 16, 16
 
@@ -62,17 +62,17 @@ def measure(threads: int) -> dict[str, float]:
         return (im2col(x, 3, 3, 1, 1) @ w.reshape(-1, F)).reshape(N, SIZE, SIZE, F)
 
     wanted = fast()
-    for got in (one_product(), conv2d_slow(x, w, None, 1, 1)):
+    for got in (one_product(), conv2d_naive(x, w, None, 1, 1)):
         assert np.abs(got - wanted).max() < 1e-4
     assert np.abs(loops(x[:1, :6, :6], w)[:, :5, :5] - wanted[:1, :5, :5]).max() < 1e-4
 
     small = x[:1, :8]  # a 128th of the batch's pixels
     found = {"loops over every index": seconds(lambda: loops(small, w), 1) * x.size / small.size}
-    found["NumPy sum per output pixel"] = seconds(lambda: conv2d_slow(x, w, None, 1, 1), 3)
+    found["NumPy sum per output pixel"] = seconds(lambda: conv2d_naive(x, w, None, 1, 1), 3)
     with backend.one_blas_thread():
         found["im2col, whole batch"] = seconds(one_product, 15)
     for name, count in (("im2col in chunks", 1), (f"chunks, {threads} threads", threads)):
-        set_threads(count)
+        set_num_threads(count)
         found[name] = seconds(fast, 30)
     if importlib.util.find_spec("torch"):
         import torch

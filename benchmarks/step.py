@@ -4,7 +4,7 @@
     python benchmarks/step.py --table results/bench.json                              the README's table from it
     python benchmarks/step.py --only import --json results/bench.json                 one part of it anew
 
-minires and every installed peer take turns in one run (see minires/bench.py). PyTorch: pip install torch==2.13.0;
+minires and every installed peer take turns in one run (see minires/devices/bench.py). PyTorch: pip install torch==2.13.0;
 dezero: pip install dezero (it needs `np.int = int` set before its import to run on NumPy 2, which is done here).
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.bench import Job, Worker, in_turn, installed, machine, summary
+from minires.devices.bench import Job, Worker, in_turn, installed, machine, summary
 
 STAGES = ((32, 16), (16, 32), (8, 64))  # pixels and channels of the three stages of a CIFAR net
 

@@ -29,8 +29,8 @@ INVISIBLE = 10  # levels of 255
 MOST_SECONDS = 600  # for one cell, so that a cell that hangs ends
 sys.path.insert(0, str(CHAPTERS.parent))  # minires of this checkout, installed or not
 
-from minires.bench import machine  # noqa: E402
-from minires.exercises import Exercise, exercises_of, make_solution, make_stub  # noqa: E402
+from minires.devices.bench import machine  # noqa: E402
+from minires.course.exercises import Exercise, exercises_of, make_solution, make_stub  # noqa: E402
 
 FOR_STUDENTS = "# Write your answers here, then run: python -m minires check\n"
 FOR_TEACHERS = "# Made from chapters/masters/{}.py by: python chapters/build.py exercises\n"
@@ -41,7 +41,7 @@ FOR_TEACHERS = "# Made from chapters/masters/{}.py by: python chapters/build.py 
 
 def exercise_files(stem: str) -> dict[Path, str]:
     """What a master makes: the text of the student's file and of the solutions, by path."""
-    master = (CHAPTERS / "masters" / f"{stem}.py").read_text(encoding="utf-8")
+    master = (CHAPTERS / "teacher" / "masters" / f"{stem}.py").read_text(encoding="utf-8")
     return {
         CHAPTERS / "exercises" / f"{stem}.py": FOR_STUDENTS + make_stub(master, exercises_of(stem, CHAPTERS)),
         CHAPTERS / "solutions" / f"{stem}.py": FOR_TEACHERS.format(stem) + make_solution(master),
@@ -59,7 +59,7 @@ def holds_answers(path: Path, exercises: list[Exercise]) -> bool:
 
 
 def build_exercises() -> None:
-    for master in sorted((CHAPTERS / "masters").glob("ch*.py")):
+    for master in sorted((CHAPTERS / "teacher" / "masters").glob("ch*.py")):
         for path, text in exercise_files(master.stem).items():
             if path.parent.name == "exercises" and holds_answers(path, exercises_of(master.stem, CHAPTERS)):
                 sys.exit(f"{path} holds answers; move it away first, so that nobody's work is lost")

@@ -251,8 +251,8 @@ _threads = 0
 _jobs: SimpleQueue | None = None  # what the other threads wait at
 
 
-def threads() -> int:
-    """The number of threads that share a batch: `set_threads`, else `MINIRES_THREADS`, else one a core."""
+def get_num_threads() -> int:
+    """The number of threads that share a batch: `set_num_threads`, else `MINIRES_THREADS`, else one a core."""
     return _threads or _threads_from_environment()
 
 
@@ -265,7 +265,7 @@ def _threads_from_environment() -> int:
     return int(text)
 
 
-def set_threads(n: int) -> None:
+def set_num_threads(n: int) -> None:
     """Let `n` threads share each batch. Results are the same, bit for bit, for any `n`."""
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"threads: wanted a whole number from 1 on, got {n!r}")
@@ -273,11 +273,11 @@ def set_threads(n: int) -> None:
 
 
 def _start_over(n: int) -> None:
-    """Send the other threads home; `n` will be wanted from now on (0: what `threads` finds)."""
+    """Send the other threads home; `n` will be wanted from now on (0: what `get_num_threads` finds)."""
     global _threads, _jobs
     with _blas_lock:  # nothing is running
         if _jobs is not None:
-            for _ in range(threads() - 1):
+            for _ in range(get_num_threads() - 1):
                 _jobs.put(None)
         _threads, _jobs = n, None
 
@@ -308,7 +308,7 @@ def in_lanes(lane: Callable[[Iterator[slice]], object], x: Array, item_bytes: in
     chunks = iter(slices)
     with one_blas_thread():
         ended: SimpleQueue = SimpleQueue()
-        others = min(threads(), len(slices)) - 1
+        others = min(get_num_threads(), len(slices)) - 1
         for _ in range(others):  # a copy of the context carries np.errstate into the other threads
             _queue().put((copy_context(), lane, chunks, ended))
         try:
@@ -324,7 +324,7 @@ def _queue() -> SimpleQueue:
     global _jobs
     if _jobs is None:
         _jobs = SimpleQueue()
-        for i in range(threads() - 1):
+        for i in range(get_num_threads() - 1):
             threading.Thread(target=_run_lanes, args=(_jobs,), name=f"minires-{i}", daemon=True).start()
     return _jobs
 

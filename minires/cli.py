@@ -84,7 +84,7 @@ def train(
     resume: Annotated[Path | None, option("Go on with the run in this folder, with its settings.")] = None,
 ) -> None:
     """Train a net; figures, curves and weights go to a folder."""
-    from minires.train import Config, fit, open_data, read_config
+    from minires.training.loop import Config, fit, open_data, read_config
 
     run = given(model=model, data=data, val=val or None, recipe=recipe, epochs=epochs, batch_size=batch_size,
                 lr=lr, seed=seed)  # fmt: skip
@@ -92,7 +92,7 @@ def train(
     if resume and (run or out):
         names = [f"--{name.replace('_', '-')}" for name in [*run, *(["out"] if out else [])]]
         raise ValueError(f"--resume takes the run's own settings; leave out {', '.join(names)}")
-    config = read_config(resume, **here) if resume else Config.of(**run, **here)
+    config = read_config(resume, **here) if resume else Config.from_recipe(**run, **here)
     dataset = open_data(config.data, config.data_dir)
     if config.data == "auto" and dataset.name == "shapes10":
         print("CIFAR-10 not found, so this trains on Shapes-10; to fetch it: python -m minires data cifar10")
@@ -129,11 +129,11 @@ def evaluate_run(
     threads: Threads = None,
 ) -> None:
     """Test a trained net on the test set."""
-    from minires.backend import set_threads
-    from minires.train import evaluate, load_run, open_data, read_config
+    from minires.backend import set_num_threads
+    from minires.training.loop import evaluate, load_run, open_data, read_config
 
     if threads is not None:
-        set_threads(threads)
+        set_num_threads(threads)
     net, normalise, info = load_run(run)
     dataset = open_data(info["data"], data_dir or read_config(run).data_dir)
     loss, acc = evaluate(net.to(device or "cpu"), dataset.test_images, dataset.test_labels, normalise)
@@ -149,7 +149,7 @@ def predict(
     device: Device = None,
 ) -> None:
     """The five most probable classes of each picture."""
-    from minires import predict
+    from minires.training import predict
 
     if plot and plot.resolve() in [path.resolve() for path in images]:
         raise ValueError(f"--plot would write over the picture {plot}; name another file")
@@ -178,7 +178,7 @@ def summary(
     found = summarise(net, (size, size, 3))
     print(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
     if plot:
-        from minires.drawings import blocks
+        from minires.course.drawings import blocks
 
         blocks(net, plot)
 
@@ -190,11 +190,11 @@ def data(
     sheet: Annotated[Path | None, option("Draw a contact sheet into this file. [shapes10.png]")] = None,
 ) -> None:
     """Download CIFAR-10, or look at the data."""
-    from minires.data import download_cifar10, find_cifar10, place_of
-    from minires.train import open_data
+    from minires.data import download_cifar10, find_cifar10, data_root
+    from minires.training.loop import open_data
 
     if name == "cifar10":
-        place = find_cifar10(data_dir) or download_cifar10(place_of(data_dir))
+        place = find_cifar10(data_dir) or download_cifar10(data_root(data_dir))
         print(f"CIFAR-10 is in {place}")
     elif name == "shapes10":
         sheet = sheet or Path("shapes10.png")
@@ -228,11 +228,11 @@ def bench(
 ) -> None:
     """Time a training step on this machine, beside PyTorch's where it is installed."""
     from minires import backend
-    from minires.bench import report
+    from minires.devices.bench import report
     from minires.resnet import build
 
     build(model)  # an unknown name is told before anything starts
-    print(report(model, threads or backend.threads(), rounds))
+    print(report(model, threads or backend.get_num_threads(), rounds))
 
 
 @app.command()
@@ -242,7 +242,7 @@ def doctor(
     ] = False,
 ) -> None:
     """What this machine has: processor, threads, memory, data sets, GPU."""
-    from minires.doctor import report, selftest
+    from minires.devices.doctor import report, selftest
 
     if not gpu_selftest:
         print(report())
@@ -261,7 +261,8 @@ def check(
     seconds: Annotated[float, typer.Option(help="With --all: time limit for each file.")] = 60,
 ) -> None:
     """Is your answer to an exercise right? With --all, grade the answers of a class."""
-    from minires import exercises, grading
+    from minires.course import exercises
+    from minires.course import grading
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a report quotes answers, in whatever alphabet
@@ -284,7 +285,7 @@ def hint(
     stage: Annotated[int, typer.Option(help="1 tells an idea, the last nearly the code.")] = 1,
 ) -> None:
     """A hint for an exercise."""
-    from minires import exercises
+    from minires.course import exercises
 
     exercises.hint(exercise, stage)
 
@@ -298,10 +299,10 @@ def reproduce(
     tables: Annotated[bool, typer.Option("--tables", help="Only make tables and figures anew.")] = False,
 ) -> None:
     """Run the paper's experiments on CIFAR-10 or go on with them, then make their tables and figures anew."""
-    from minires.experiments import reproduce
+    from minires.paper.experiments import reproduce
 
     if not tables and not reproduce(name, out, data_dir, float("inf") if budget is None else budget):
         print(f"the budget of {budget:g} hours is spent; the same command goes on")
-    from minires.tables import rebuild
+    from minires.paper.tables import rebuild
 
     print("made anew:", *rebuild(out))

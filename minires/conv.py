@@ -156,7 +156,7 @@ def _sum_of_products(cols: Array, y: Array) -> Array:
     return (cols.swapaxes(1, 2) @ y.reshape(*cols.shape[:2], y.shape[-1])).sum(axis=0)
 
 
-def conv2d_slow(x: Array, w: Array, bias: Array | None = None, stride: int = 1, padding: int = 0) -> Array:
+def conv2d_naive(x: Array, w: Array, bias: Array | None = None, stride: int = 1, padding: int = 0) -> Array:
     """The formula at the top of this file, a pixel of the output at a time, on plain arrays."""
     xp, (n, h, width, _), (kh, kw, _, f) = array_module(x), x.shape, w.shape
     oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
@@ -230,7 +230,7 @@ def global_avg_pool(x: Tensor) -> Tensor:
     return x.mean((1, 2))
 
 
-def pool2d_slow(x: Array, kernel: int, stride: int, padding: int, kind: str) -> Array:
+def pool2d_naive(x: Array, kernel: int, stride: int, padding: int, kind: str) -> Array:
     """Pooling an output pixel at a time, on plain arrays; kind: "max" or "mean"."""
     xp, (n, h, w, c) = array_module(x), x.shape
     oh, ow = output_size(h, kernel, stride, padding), output_size(w, kernel, stride, padding)

@@ -68,23 +68,23 @@ def log_softmax(x: Tensor) -> Tensor:
     return Tensor.from_op(out, (x,), backward, "log_softmax")
 
 
-def cross_entropy(logits: Tensor, labels: Array, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Array, label_smoothing: float = 0.0) -> Tensor:
     """Mean over the batch of  -sum_k t_k ln softmax(logits)_k.
 
-    logits: (N, K); labels: (N,) integers in 0..K-1, see `check_labels`. The target t puts 1 - smoothing on the label
-    and spreads `smoothing` evenly over all K classes (Szegedy et al. 2016, section 7).
+    logits: (N, K); labels: (N,) integers in 0..K-1, see `check_labels`. The target t puts 1 - label_smoothing on the label
+    and spreads `label_smoothing` evenly over all K classes (Szegedy et al. 2016, section 7).
     """
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"cross_entropy: logits have shape {logits.shape}, wanted (N, K) with N and K at least 1")
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"cross_entropy: smoothing must be in 0 <= smoothing < 1, got {smoothing}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"cross_entropy: label_smoothing must be in 0 <= label_smoothing < 1, got {label_smoothing}")
     (n, k), xp = logits.shape, array_module(logits.data)
     labels = to_device(check_labels(labels, k), device_of(logits.data))
     if len(labels) != n:
         raise ValueError(f"cross_entropy: {n} rows of logits, but {len(labels)} labels")
     targets = (labels[:, None] == xp.arange(k)).astype(logits.dtype)  # (N, K), a single 1 in each row
-    if smoothing:
-        targets = targets * (1 - smoothing) + smoothing / k
+    if label_smoothing:
+        targets = targets * (1 - label_smoothing) + label_smoothing / k
     return (log_softmax(logits) * Tensor(targets)).sum() * (-1 / n)
 
 

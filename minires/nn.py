@@ -122,8 +122,8 @@ _watch = threading.local()
 
 
 @contextmanager
-def observe(net: Module, callback: Callable[[str, Module, Tensor], None]) -> Iterator[None]:
-    """`with observe(net, callback): net(x)` calls callback(name, module, output) after each module of
+def forward_hook(net: Module, callback: Callable[[str, Module, Tensor], None]) -> Iterator[None]:
+    """`with forward_hook(net, callback): net(x)` calls callback(name, module, output) after each module of
     `net` has run: inner modules before the one that holds them, `net` last, under the name "". Each
     thread has its own observers.
     """

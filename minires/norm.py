@@ -18,7 +18,7 @@ from minires.backend import Array, array_module, fuse, in_lanes, sum_in_order
 from minires.tensor import Gradients, Tensor
 
 
-def batch_norm_slow(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
+def batch_norm_simple(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     """Batch norm in training, in atomic steps; the engine finds the gradient. x: (..., C); gamma, beta: (C,)."""
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)  # (C,)
@@ -28,7 +28,7 @@ def batch_norm_slow(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -
     return gamma * xhat + beta
 
 
-def layer_norm_slow(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
+def layer_norm_simple(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     """Layer norm in atomic steps. x: (..., C); gamma, beta: (C,)."""
     mean = x.mean(-1, keepdims=True)  # (..., 1)
     centred = x - mean

@@ -32,12 +32,12 @@ def sgd(xp: Any, p: Array, v: Array, g: Array, lr: float, momentum: float, decay
 class SGD:
     """SGD with momentum and weight decay.
 
-    params: the tensors to change. lr: learning rate, may be set anew before any step. decay_vectors: whether weight
+    params: the tensors to change. lr: learning rate, may be set anew before any step. decay_bias_and_norm: whether weight
     decay also holds for parameters of one axis, the biases and batch norm's gamma and beta, as in the paper.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0,
-                 nesterov: bool = False, decay_vectors: bool = True):  # fmt: skip
+                 nesterov: bool = False, decay_bias_and_norm: bool = True):  # fmt: skip
         self.params = list(params)
         if not self.params:
             raise ValueError("SGD: params is empty; pass net.parameters()")
@@ -51,7 +51,7 @@ class SGD:
         if nesterov and momentum == 0:
             raise ValueError("SGD: nesterov needs a momentum above 0")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.nesterov, self.decay_vectors = nesterov, decay_vectors
+        self.nesterov, self.decay_bias_and_norm = nesterov, decay_bias_and_norm
         self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
 
     def step(self) -> None:
@@ -59,7 +59,7 @@ class SGD:
         for p, v in zip(self.params, self.velocity, strict=True):
             if p.grad is None:
                 continue
-            decay = self.weight_decay if self.decay_vectors or p.ndim > 1 else 0
+            decay = self.weight_decay if self.decay_bias_and_norm or p.ndim > 1 else 0
             sgd(p.data, v, p.grad, float(self.lr), float(self.momentum), float(decay) or None, self.nesterov or None)
 
     def zero_grad(self) -> None:
@@ -89,7 +89,7 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Array:
 # ---- schedules: functions from the step to the learning rate
 
 
-def steps(lr: float, milestones: Iterable[int], factor: float = 0.1) -> Schedule:
+def multistep(lr: float, milestones: Iterable[int], factor: float = 0.1) -> Schedule:
     """`lr`, multiplied by `factor` at each step of `milestones`."""
     marks = sorted(milestones)
     return lambda step: lr * factor ** sum(step >= mark for mark in marks)
@@ -100,14 +100,14 @@ def cosine(lr: float, total: int) -> Schedule:
     return lambda step: lr * 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
 
 
-def one_cycle(lr: float, total: int, rise: float = 0.25, start: float = 0.04) -> Schedule:
-    """Straight up from `start` * lr to `lr` over the first `rise` of the steps, straight down to 0 at step `total`
+def one_cycle(lr: float, total: int, pct_start: float = 0.25, start_factor: float = 0.04) -> Schedule:
+    """Straight up from `start_factor` * lr to `lr` over the first `pct_start` of the steps, straight down to 0 at step `total`
     (after Smith and Topin 2018, https://arxiv.org/abs/1708.07120)."""
-    top = max(1, round(rise * total))
+    top = max(1, round(pct_start * total))
     fall = max(1, total - top)
-    return lambda step: lr * (start + (1 - start) * step / top if step < top else max(0, total - step) / fall)
+    return lambda step: lr * (start_factor + (1 - start_factor) * step / top if step < top else max(0, total - step) / fall)
 
 
-def warm_up(schedule: Schedule, steps: int, lr: float) -> Schedule:
+def warmup(schedule: Schedule, steps: int, lr: float) -> Schedule:
     """A constant `lr` for the first `steps` steps, then `schedule`, at its own count of steps (section 4.2)."""
     return lambda step: lr if step < steps else schedule(step)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minires.backend import device_of, to_device
-from minires.nn import BatchNorm2d, Conv2d, Dropout, LayerNorm, Linear, Module, ReLU, Sequential, observe
+from minires.nn import BatchNorm2d, Conv2d, Dropout, LayerNorm, Linear, Module, ReLU, Sequential, forward_hook
 from minires.tensor import Tensor, no_grad
 
 FOLLOWERS = (BatchNorm2d, LayerNorm, ReLU, Dropout)  # alone behind a layer, they share that layer's line
@@ -116,7 +116,7 @@ def summarise(net: Module, input_shape: tuple[int, ...] = (32, 32, 3), batch: in
     x = Tensor(to_device(np.zeros((1, *input_shape), like.dtype), device_of(like.data)))
     modes = [(module, module.training) for _, module in net.modules()]
     try:
-        with no_grad(), observe(net.eval(), record):
+        with no_grad(), forward_hook(net.eval(), record):
             net(x)
     finally:
         for module, mode in modes:

@@ -1,4 +1,4 @@
-"""Write down which names, parameters and ufunc methods CuPy has, for the stand-in (minires/strict.py).
+"""Write down which names, parameters and ufunc methods CuPy has, for the stand-in (minires/devices/strict.py).
 
     pip install cupy-cuda12x
     python tests/record_cupy.py
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cupy
 
-RECORD = Path(__file__).parents[1] / "minires" / "cupy_names.json"
+RECORD = Path(__file__).parents[1] / "minires" / "devices" / "cupy_names.json"
 MODULES = {"": cupy, "lib.stride_tricks.": cupy.lib.stride_tricks, "linalg.": cupy.linalg}
 UFUNC_METHODS = ("accumulate", "at", "outer", "reduce", "reduceat")
 UFUNC_KEYWORDS = ("axis", "casting", "dtype", "initial", "keepdims", "order", "out", "subok", "where")

@@ -21,9 +21,9 @@ from minires.backend import (
     device_of,
     in_lanes,
     one_blas_thread,
-    set_threads,
+    set_num_threads,
     sum_in_order,
-    threads,
+    get_num_threads,
     to_device,
     to_host,
 )
@@ -51,7 +51,7 @@ def drawn(n, item_bytes):
 @settings(deadline=None, max_examples=200)
 @given(n=st.integers(0, 300), item_bytes=st.integers(0, 10**6), lanes=st.integers(1, 7))
 def test_lanes_cover_every_item_once(n, item_bytes, lanes):
-    set_threads(lanes)
+    set_num_threads(lanes)
     shares = drawn(n, item_bytes)
     slices = sorted((s for share in shares for s in share), key=lambda s: s.start)
     assert [i for s in slices for i in range(s.start, s.stop)] == list(range(n))
@@ -66,13 +66,13 @@ def test_lanes_cover_every_item_once(n, item_bytes, lanes):
 def test_where_slices_end_does_not_depend_on_the_number_of_threads():
     found = []
     for lanes in (1, 2, 5):
-        set_threads(lanes)
+        set_num_threads(lanes)
         found.append(sorted((s.start, s.stop) for share in drawn(1000, 30_000) for s in share))
     assert found[0] == found[1] == found[2] and len(found[0]) > 8
 
 
 def test_a_lane_that_is_slow_leaves_the_rest_to_the_others():
-    set_threads(2)
+    set_num_threads(2)
     counts = []
 
     def lane(chunks):
@@ -95,7 +95,7 @@ def test_sum_in_order_goes_by_the_start_of_the_slice():
 
 
 def test_lanes_run_at_the_same_time():
-    set_threads(3)
+    set_num_threads(3)
     barrier = threading.Barrier(3, timeout=10)  # breaks unless all three are there at once
     names = []
     in_lanes(lambda chunks: (barrier.wait(), names.append(threading.current_thread().name)), np.empty(3), 1)
@@ -104,7 +104,7 @@ def test_lanes_run_at_the_same_time():
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_an_exception_in_a_lane_comes_out_and_blas_is_set_back(failing):
-    set_threads(3)
+    set_num_threads(3)
     before = blas_threads()
 
     def lane(chunks):
@@ -119,7 +119,7 @@ def test_an_exception_in_a_lane_comes_out_and_blas_is_set_back(failing):
 
 
 def test_no_lane_outlives_the_call_when_others_fail():
-    set_threads(3)
+    set_num_threads(3)
     barrier, finished = threading.Barrier(3, timeout=10), []
 
     def lane(chunks):
@@ -136,7 +136,7 @@ def test_no_lane_outlives_the_call_when_others_fail():
 
 
 def test_lanes_see_the_callers_errstate():
-    set_threads(3)
+    set_num_threads(3)
     seen = []
     with np.errstate(over="ignore", divide="call"):
         in_lanes(lambda chunks: seen.append((np.geterr()["over"], np.geterr()["divide"])), np.empty(3), 1)
@@ -144,7 +144,7 @@ def test_lanes_see_the_callers_errstate():
 
 
 def test_lanes_called_from_several_threads_do_not_mix():
-    set_threads(2)
+    set_num_threads(2)
     results = {}
 
     def total(x):
@@ -187,7 +187,7 @@ def test_blas_is_held_to_one_thread_inside_and_set_back(before):
             assert set(blas_threads()) == {1}
         assert set(blas_threads()) == {1}, "the inner block must not lift the outer one's limit"
     assert blas_threads() == before
-    set_threads(2)
+    set_num_threads(2)
     inside = []
     in_lanes(lambda chunks: inside.append(set(blas_threads())), np.empty(2), 1)
     assert inside == [{1}, {1}]
@@ -225,12 +225,12 @@ def test_blas_is_limited_in_every_thread_that_asks_and_set_back_when_they_overla
 def test_threads_come_from_the_environment(monkeypatch):
     monkeypatch.setattr(backend, "_threads", 0)
     monkeypatch.setenv("MINIRES_THREADS", "3")
-    assert threads() == 3
+    assert get_num_threads() == 3
     monkeypatch.delenv("MINIRES_THREADS")
-    assert 1 <= threads() <= (os.cpu_count() or 1)
+    assert 1 <= get_num_threads() <= (os.cpu_count() or 1)
     monkeypatch.setenv("MINIRES_THREADS", "3")
-    set_threads(5)
-    assert threads() == 5
+    set_num_threads(5)
+    assert get_num_threads() == 5
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", " ", "+2", "1e3"])
@@ -238,18 +238,18 @@ def test_a_bad_number_of_threads_in_the_environment_is_named(monkeypatch, text):
     monkeypatch.setattr(backend, "_threads", 0)
     monkeypatch.setenv("MINIRES_THREADS", text)
     with pytest.raises(ValueError, match="MINIRES_THREADS: wanted a whole number from 1 on, got '"):
-        threads()
+        get_num_threads()
 
 
 @pytest.mark.parametrize("n", [0, -2, 1.5, "2", None])
 def test_a_bad_number_of_threads_is_named(n):
     with pytest.raises(ValueError, match="threads: wanted a whole number from 1 on"):
-        set_threads(n)
+        set_num_threads(n)
 
 
 def test_more_threads_may_be_set_later():
     for n in (1, 4, 2):
-        set_threads(n)
+        set_num_threads(n)
         assert len(drawn(8, 1)) == n
 
 
@@ -257,7 +257,7 @@ def test_more_threads_may_be_set_later():
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_lanes_work_in_a_forked_child():
     """A child has the parent's pool object but none of its threads, and would wait for them for ever."""
-    set_threads(2)  # a pool of one thread: with more, the child may start one that does all the work
+    set_num_threads(2)  # a pool of one thread: with more, the child may start one that does all the work
     drawn(6, 1)
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
@@ -272,7 +272,7 @@ def test_lanes_work_in_a_forked_child():
 
 
 def test_python_ends_while_a_pool_stands():
-    code = ("import numpy as np; from minires.backend import in_lanes, set_threads; set_threads(3); lanes = []; "
+    code = ("import numpy as np; from minires.backend import in_lanes, set_num_threads; set_num_threads(3); lanes = []; "
             "in_lanes(lambda chunks: lanes.append(1), np.empty(6), 10**6); print(len(lanes))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("3", 0), done.stderr
@@ -319,7 +319,7 @@ def test_a_registered_library_is_known_by_its_arrays(elsewhere):
 
 
 def test_another_device_gets_the_whole_batch_at_once(elsewhere):
-    set_threads(4)
+    set_num_threads(4)
     shares = []
     in_lanes(lambda chunks: shares.append(list(chunks)), Elsewhere(np.empty(100)), 10**6)
     assert shares == [[slice(0, 100)]]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minires import bench
-from minires.bench import Job, Worker, in_turn, installed, summary
+from minires.devices import bench
+from minires.devices.bench import Job, Worker, in_turn, installed, summary
 from minires.cli import main
 
 SMALL = Job(model="resnet8", batch=4)
@@ -25,7 +25,7 @@ def test_contestants_take_turns(monkeypatch):
             log.append("end")
 
     monkeypatch.setattr(bench, "Worker", Fake)
-    times = in_turn([("a", SMALL), ("b", SMALL)], rounds=3, warm_up=1)
+    times = in_turn([("a", SMALL), ("b", SMALL)], rounds=3, warmup=1)
     assert log == ["a", "b", *["a", "b"] * 3, "end", "end"]
     assert times == [[3.0, 5.0, 7.0], [4.0, 6.0, 8.0]]
 

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
 
-from minires import checkpoint
-from minires.checkpoint import (
+from minires.training import checkpoint
+from minires.training.checkpoint import (
     CheckpointError,
     load_state,
     load_torch_weights,

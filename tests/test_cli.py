@@ -9,10 +9,11 @@ import time
 
 import pytest
 
-from minires import backend, exercises
-from minires import run as room
+from minires import backend
+from minires.course import exercises
+from minires.training import run as room
 from minires.data import shapes10
-from minires.train import Config, read_config
+from minires.training.loop import Config, read_config
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_train_writes_a_run_folder_and_ends_with_a_table(tmp_path, capsys, statu
 def test_every_option_reaches_the_config(tmp_path, status_of):
     options = ["--recipe", "paper", "--lr", 0.05, "--seed", 7, "--device", "cpu", "--data", "shapes10"]
     assert status_of(*SMALL, *options, "--val", "--data-dir", "somewhere", "--out", "run") == 0
-    assert read_config("run") == Config.of(
+    assert read_config("run") == Config.from_recipe(
         "paper", model="resnet8", epochs=2, batch_size=70, threads=1, lr=0.05, seed=7, val=True,
         data="shapes10", data_dir=str(tmp_path / "somewhere"),
     )  # fmt: skip

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires import norm, optim, strict
+from minires import norm, optim
+from minires.devices import strict
 from minires.backend import to_device
 from minires.functional import cross_entropy, dropout
 from minires.nn import LayerNorm

@@ -23,7 +23,7 @@ def loader(batch_size=8, **options):
     return Loader(IMAGES, LABELS, batch_size, **{"normalise": plain, **options})
 
 
-def threads():
+def get_num_threads():
     return [t for t in threading.enumerate() if t.name.startswith("minires-loader")]
 
 
@@ -144,7 +144,7 @@ def test_one_batch_ahead():
     for step, _ in enumerate(loader(normalise=slow).epoch()):
         time.sleep(0.1)
         assert len(made) == min(step + 2, 7)
-    assert threads() == []
+    assert get_num_threads() == []
 
 
 def test_leaving_early_ends_the_thread():
@@ -152,14 +152,14 @@ def test_leaving_early_ends_the_thread():
         if step == 2:
             break
     deadline = time.monotonic() + 5
-    while threads() and time.monotonic() < deadline:
+    while get_num_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threads() == []
+    assert get_num_threads() == []
     epoch = loader().epoch()
     next(epoch)
-    assert len(threads()) == 1
+    assert len(get_num_threads()) == 1
     epoch.close()
-    assert threads() == []
+    assert get_num_threads() == []
 
 
 def test_error_reaches_the_consumer():
@@ -175,7 +175,7 @@ def test_error_reaches_the_consumer():
     with pytest.raises(ZeroDivisionError, match="in the background"):
         for _ in loader(normalise=broken).epoch():
             steps += 1
-    assert steps == 2 and threads() == []
+    assert steps == 2 and get_num_threads() == []
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from minires import backend, conv, doctor, functional, norm, run, tensor
-from minires.backend import device_of, gpu_status, set_threads, to_device, to_host
+from minires import backend, conv, functional, norm, tensor
+from minires.devices import doctor
+from minires.training import run
+from minires.backend import device_of, gpu_status, set_num_threads, to_device, to_host
 from minires.nn import Linear
-from minires.strict import StrictArray
+from minires.devices.strict import StrictArray
 from minires.tensor import Tensor
 
 # ---- the six states of a GPU, with a pretended CuPy
@@ -159,11 +161,11 @@ def test_the_command_tells_everything(monkeypatch, tmp_path, capsys, status_of):
 def test_threads_and_why(monkeypatch):
     monkeypatch.setattr(backend, "_threads", 0)
     monkeypatch.delenv("MINIRES_THREADS", raising=False)
-    assert doctor.threads() == f"{backend.threads()} (one a core it may use)"
+    assert doctor.threads() == f"{backend.get_num_threads()} (one a core it may use)"
     monkeypatch.setenv("MINIRES_THREADS", "3")
     assert doctor.threads() == "3 (MINIRES_THREADS=3)"
-    set_threads(2)
-    assert doctor.threads() == "2 (set_threads)"
+    set_num_threads(2)
+    assert doctor.threads() == "2 (set_num_threads)"
     monkeypatch.setattr(backend, "_threads", 0)
     monkeypatch.setenv("MINIRES_THREADS", "many")
     assert "MINIRES_THREADS: wanted a whole number" in doctor.threads()  # told, and the report goes on

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from matplotlib import rc_context
 
-from minires import drawings, nn, plots
+from minires import nn, plots
+from minires.course import drawings
 from minires.functional import relu
 from minires.nn import Sequential
 from minires.resnet import BasicBlock, Bottleneck, build

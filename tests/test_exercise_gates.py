@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from minires.exercises import Exercise, Wrong, examine, exercises_of, load, make_solution, make_stub, make_wrong, read
+from minires.course.exercises import Exercise, Wrong, examine, exercises_of, load, make_solution, make_stub, make_wrong, read
 
 CHAPTERS = Path(__file__).parent.parent / "chapters"
-STEMS = sorted(path.stem for path in (CHAPTERS / "masters").glob("ch*.py"))
-MASTERS = {stem: read(CHAPTERS / "masters" / f"{stem}.py") for stem in STEMS}
+STEMS = sorted(path.stem for path in (CHAPTERS / "teacher" / "masters").glob("ch*.py"))
+MASTERS = {stem: read(CHAPTERS / "teacher" / "masters" / f"{stem}.py") for stem in STEMS}
 EXERCISES = {stem: exercises_of(stem, CHAPTERS) for stem in STEMS}
-WRONG = {stem: load(read(CHAPTERS / "wrong" / f"{stem}.py"), f"{stem}.py")["WRONG"] for stem in STEMS}
+WRONG = {stem: load(read(CHAPTERS / "teacher" / "wrong" / f"{stem}.py"), f"{stem}.py")["WRONG"] for stem in STEMS}
 EACH = [pytest.param(stem, e, id=f"{stem}-{e.number}-{e.name}") for stem in STEMS for e in EXERCISES[stem]]
 EACH_WRONG = [
     pytest.param(stem, e, wrong, id=f"{stem}-{e.number}-{wrong.mistake}")

@@ -5,7 +5,7 @@ An exercise that is not started is skipped; a wrong answer fails with a report. 
 
 import pytest
 
-from minires.exercises import all_exercises, report
+from minires.course.exercises import all_exercises, report
 
 
 def marks(number: str, stem: str) -> list[pytest.MarkDecorator]:

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minires import exercises, grading
-from minires.exercises import Exercise, Mistake, Wrong, examine, make_solution, make_stub, make_wrong
+from minires.course import exercises
+from minires.course import grading
+from minires.course.exercises import Exercise, Mistake, Wrong, examine, make_solution, make_stub, make_wrong
 from minires.nn import Linear
 from minires.tensor import Tensor
 
 CHAPTERS = Path(exercises.__file__).parent.parent / "chapters"
-pytestmark = pytest.mark.skipif(not (CHAPTERS / "masters").is_dir(), reason="a student's copy, without the masters")
+pytestmark = pytest.mark.skipif(not (CHAPTERS / "teacher" / "masters").is_dir(), reason="a student's copy, without the masters")
 
 
 def scaled(x, factor):
@@ -351,7 +352,7 @@ def a_checkout(tmp_path, monkeypatch, solved=False):
     chapters = tmp_path / "chapters"
     for folder in ("checks", "exercises", "masters"):
         shutil.copytree(CHAPTERS / folder, chapters / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (CHAPTERS / "masters").glob("ch*.py"):
+    for path in (CHAPTERS / "teacher" / "masters").glob("ch*.py"):
         text = path.read_text(encoding="utf-8")
         text = make_solution(text) if solved else make_stub(text, exercises.exercises_of(path.stem, CHAPTERS))
         (chapters / "exercises" / path.name).write_text(text, encoding="utf-8")
@@ -526,7 +527,7 @@ def test_what_an_answer_borrows_is_told(head, line, says):
 
 def test_no_solution_borrows():
     for stem, what in exercises.all_exercises().values():
-        master = (CHAPTERS / "masters" / f"{stem}.py").read_text(encoding="utf-8")
+        master = (CHAPTERS / "teacher" / "masters" / f"{stem}.py").read_text(encoding="utf-8")
         assert grading.borrowed(stem, what.name, make_solution(master)) == ""
 
 

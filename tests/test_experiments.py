@@ -8,13 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minires import experiments, plots, tables
-from minires.checkpoint import load_state, save_weights
+from minires import plots
+from minires.paper import experiments
+from minires.paper import tables
+from minires.training.checkpoint import load_state, save_weights
 from minires.data import shapes10
-from minires.experiments import EXPERIMENTS, Identity, Training, deepen, look_inside, read_lines, reproduce
-from minires.nn import BatchNorm2d, Conv2d, observe
+from minires.paper.experiments import EXPERIMENTS, Identity, Training, insert_identity_layers, layer_statistics, read_lines, reproduce
+from minires.nn import BatchNorm2d, Conv2d, forward_hook
 from minires.resnet import build
-from minires.run import Config, Run, RunError, schedule_of
+from minires.training.run import Config, Run, RunError, schedule_of
 from minires.summary import summarise
 from minires.tensor import Tensor, no_grad
 
@@ -83,7 +85,7 @@ def test_the_degradation_runs_share_the_papers_recipe_in_ten_epochs(monkeypatch)
     assert list(runs) == ["plain20", "resnet20", "plain56", "resnet56"]
     for name, training in runs.items():
         c = training.config
-        assert (c.model, c.lr, c.momentum, c.nesterov, c.weight_decay, c.decay_vectors) == (
+        assert (c.model, c.lr, c.momentum, c.nesterov, c.weight_decay, c.decay_bias_and_norm) == (
             name, 0.1, 0.9, False, 1e-4, True)  # fmt: skip
         assert (c.epochs, c.batch_size, c.seed, c.val, c.augment) == (10, 128, 0, False, True)
         rate = schedule_of(c, 3900)
@@ -92,7 +94,7 @@ def test_the_degradation_runs_share_the_papers_recipe_in_ten_epochs(monkeypatch)
 
 def test_the_other_experiments_are_those_of_the_paper(monkeypatch):
     monkeypatch.undo()
-    assert EXPERIMENTS["paper"]["resnet20"].config == Config.of("paper", model="resnet20")
+    assert EXPERIMENTS["paper"]["resnet20"].config == Config.from_recipe("paper", model="resnet20")
     assert schedule_of(EXPERIMENTS["very-deep"]["resnet110"].config, 64_000)(399) == 0.01
     cost = {net: summarise(build(net)).total.multiply_adds for net in ("resnet20", "bottleneck29")}
     assert cost["bottleneck29"] == pytest.approx(cost["resnet20"], rel=0.05)
@@ -249,12 +251,12 @@ def test_responses_and_norms_are_those_of_a_pass_by_hand(tmp_path):
         if ".bn" in name or name.startswith("bn"):
             p.data[...] = rng.uniform(0.5, 1.5, p.shape)
     before = run.net.state_dict()
-    seen = look_inside(run)
+    seen = layer_statistics(run)
     assert all(np.array_equal(array, before[name]) for name, array in run.net.state_dict().items())
     assert all(p.grad is None for p in run.net.parameters())
 
     outputs = {}
-    with observe(run.net, lambda name, module, out: outputs.update({name: out.data.astype(np.float64)})):
+    with forward_hook(run.net, lambda name, module, out: outputs.update({name: out.data.astype(np.float64)})):
         loss = experiments.cross_entropy(run.net(Tensor(run.normalise(DATA.train_images))), DATA.train_labels)
     loss.backward()
     layers = {name: module for name, module in run.net.modules() if isinstance(module, Conv2d)}
@@ -295,7 +297,7 @@ def trained(tmp_path):
 def test_a_deepened_net_is_the_old_one_at_the_start(trained, tmp_path):
     net, source = trained
     run = Run(Config(model="plain20", width=8, batch_size=16, threads=1), tmp_path, DATA)
-    told = deepen(run, source, batches=3)
+    told = insert_identity_layers(run, source, batches=3)
     x = Tensor(run.normalise(DATA.test_images))
     with no_grad():
         wanted = net(x).data
@@ -315,7 +317,7 @@ def test_a_deepened_net_is_the_old_one_at_the_start(trained, tmp_path):
 def test_an_additional_block_gives_out_what_comes_in(trained, tmp_path):
     _, source = trained
     run = Run(Config(model="plain14", width=8, batch_size=16, threads=1), tmp_path, DATA)
-    deepen(run, source, batches=3)
+    insert_identity_layers(run, source, batches=3)
     x = np.abs(np.random.default_rng(0).normal(size=(2, 8, 8, 16))).astype(np.float32)
     x[:, ::2] = 0  # as ReLU leaves them
     with no_grad():

@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minires import plots
-from minires.checkpoint import CheckpointError, load_state, load_torch_weights, load_weights, save_state, save_weights
+from minires.training.checkpoint import CheckpointError, load_state, load_torch_weights, load_weights, save_state, save_weights
 from minires.data import DataError, load_cifar10, shapes10
 from minires.data import cifar10 as module
 from minires.nn import BatchNorm2d, Conv2d, Linear, Module
-from minires.predict import predict, read_image
-from minires.run import Config, Run, RunError, load_run, read_config
-from minires.train import fit
+from minires.training.predict import predict, read_image
+from minires.training.run import Config, Run, RunError, load_run, read_config
+from minires.training.loop import fit
 
 FUZZ = settings(deadline=None, derandomize=True, max_examples=100,
                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
@@ -279,7 +279,7 @@ SMALL = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 2, "threads
 def trained(tmp_path_factory):
     """A run's folder, its config and the content of its files."""
     out = tmp_path_factory.mktemp("trained")
-    fit(Config.of("fast", **SMALL), out, dataset=DATA)
+    fit(Config.from_recipe("fast", **SMALL), out, dataset=DATA)
     checkpoints = sorted((out / "checkpoints").iterdir())
     return SimpleNamespace(out=out, config=read_config(out), checkpoints=[path.read_bytes() for path in checkpoints],
                            states=[load_state(path) for path in checkpoints],

@@ -5,14 +5,15 @@ import shutil
 import numpy as np
 import pytest
 
-from minires import doctor, strict
+from minires.devices import doctor
+from minires.devices import strict
 from minires.backend import device_of, gpu_status, to_device
 from minires.data import Loader, Normalise, shapes10
 from minires.functional import cross_entropy, dropout
 from minires.optim import SGD, clip_grad_norm, one_cycle
 from minires.resnet import build
 from minires.tensor import Tensor
-from minires.train import Config, evaluate, fit, load_run, read_config
+from minires.training.loop import Config, evaluate, fit, load_run, read_config
 
 DATA = shapes10(170, 40)
 SMALL = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 2, "threads": 1}  # 10 steps an epoch
@@ -37,14 +38,14 @@ def test_the_selftest(device):
 def train_by_hand(device, steps=20):
     """Losses and weights after steps with all that changes them, in float64, where rounding stays small."""
     net = build("resnet8", seed=0).astype(np.float64).to(device)
-    opt = SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, decay_vectors=False)
+    opt = SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, decay_bias_and_norm=False)
     loader = Loader(DATA.train_images, DATA.train_labels, 8, normalise=Normalise.channels(DATA.train_images),
                     shuffle=True, augment=True, drop_last=True)  # fmt: skip
     rate, losses, norms = one_cycle(0.1, steps), [], []
     for step, (x, y) in zip(range(steps), loader.epoch(), strict=False):
         opt.lr = rate(step)
         images = dropout(Tensor(to_device(x.astype(np.float64), device)), 0.1, np.random.default_rng(step))
-        loss = cross_entropy(net(images), y, smoothing=0.1)
+        loss = cross_entropy(net(images), y, label_smoothing=0.1)
         loss.backward()
         norms.append(float(clip_grad_norm(opt.params, 1.0)))
         opt.step()
@@ -70,7 +71,7 @@ def test_evaluation_as_with_numpy(device):
 
 def test_a_run_stopped_and_resumed_is_the_run_that_was_not_and_moves_to_the_cpu(device, tmp_path):
     whole, half = tmp_path / "whole", tmp_path / "half"
-    config = Config.of("fast", **SMALL, device=device)
+    config = Config.from_recipe("fast", **SMALL, device=device)
     rows = fit(config, whole, dataset=DATA)
 
     def stop(run):

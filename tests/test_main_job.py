@@ -14,7 +14,7 @@ import minires
 from minires.data import Dataset, shapes10
 from minires.functional import cross_entropy
 from minires.tensor import Tensor, no_grad
-from minires.train import Config, Run, fit, load_run, open_data
+from minires.training.loop import Config, Run, fit, load_run, open_data
 
 DATA_DIR = os.environ.get("MINIRES_DATA")
 real_data = pytest.mark.skipif(not DATA_DIR, reason="MINIRES_DATA does not name a folder with CIFAR-10")
@@ -34,7 +34,7 @@ def last_row(run: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", ["resnet20", "plain20", "bottleneck29"])
 def test_an_untrained_net_is_as_unsure_as_ten_equal_classes(name, tmp_path):
-    run = Run(Config.of(model=name), tmp_path, shapes10(128, 128))
+    run = Run(Config.from_recipe(model=name), tmp_path, shapes10(128, 128))
     run.net.train()
     with no_grad():
         loss = cross_entropy(run.net(Tensor(run.normalise(run.test_images))), run.test_labels).item()
@@ -46,7 +46,7 @@ def test_64_images_are_learnt_by_heart(tmp_path):
     images, labels = few.train_images, few.train_labels
     often = np.tile(np.arange(64), 20)  # 20 steps an epoch
     data = Dataset("shapes10", images[often], labels[often], images, labels, few.classes)
-    config = Config.of(model="resnet8", batch_size=64, epochs=7, lr=0.1, augment=False)
+    config = Config.from_recipe(model="resnet8", batch_size=64, epochs=7, lr=0.1, augment=False)
     rows = fit(config, tmp_path / "run", dataset=data)
     assert rows[-1]["test_acc"] == 1  # the same 64
 

@@ -155,7 +155,7 @@ def test_a_module_without_forward_says_so():
 
 def test_observers_see_names_and_outputs_inner_modules_first():
     net, seen = Small().eval(), []
-    with nn.observe(net, lambda name, module, output: seen.append((name, output.shape))):
+    with nn.forward_hook(net, lambda name, module, output: seen.append((name, output.shape))):
         net(picture())
     assert seen == [("conv", (2, 4, 3, 4)), ("body.0", (2, 4, 3, 4)), ("body.1", (2, 4, 3, 4)),
                     ("body.2", (2, 4, 3, 4)), ("body", (2, 4, 3, 4)), ("fc", (2, 5)), ("", (2, 5))]  # fmt: skip

@@ -19,11 +19,11 @@ from minires.conv import (
     avg_pool2d,
     col2im,
     conv2d,
-    conv2d_slow,
+    conv2d_naive,
     global_avg_pool,
     im2col,
     max_pool2d,
-    pool2d_slow,
+    pool2d_naive,
 )
 from minires.functional import (
     add_relu,
@@ -35,7 +35,7 @@ from minires.functional import (
     subsample_and_pad,
 )
 from minires.gradcheck import away_from_kinks, gradcheck
-from minires.norm import batch_norm, batch_norm_slow, layer_norm, layer_norm_slow
+from minires.norm import batch_norm, batch_norm_simple, layer_norm, layer_norm_simple
 from minires.tensor import Tensor
 
 
@@ -56,7 +56,7 @@ def device(request, usable, monkeypatch):
     monkeypatch.setattr(backend, "LANE_BYTES", 1)
     if request.param == IN_MANY:
         monkeypatch.setattr(backend, "CHUNK_BYTES", 1)
-    backend.set_threads(3 if request.param == IN_MANY else 1)
+    backend.set_num_threads(3 if request.param == IN_MANY else 1)
     return usable(request.param.split(",")[0])
 
 
@@ -112,7 +112,7 @@ OPERATIONS: dict[str, Any] = {  # name: the operation on tensors, and its inputs
     "log_softmax": (log_softmax, [draw(3, 5)]),
     "log_softmax of rows of rows": (log_softmax, [draw(2, 3, 4)]),
     "cross_entropy": (lambda x: cross_entropy(x, LABELS), [draw(5, 6)]),
-    "cross_entropy, smoothed": (lambda x: cross_entropy(x, LABELS, smoothing=0.1), [draw(5, 6)]),
+    "cross_entropy, smoothed": (lambda x: cross_entropy(x, LABELS, label_smoothing=0.1), [draw(5, 6)]),
     "dropout": (lambda x: dropout(x, 0.4, np.random.default_rng(0)), [draw(5, 6)]),
     "linear": (linear, [draw(4, 3), draw(3, 5, seed=2), draw(5, seed=3)]),
     "linear without bias": (linear, [draw(4, 3), draw(3, 5, seed=2)]),
@@ -134,10 +134,10 @@ OPERATIONS: dict[str, Any] = {  # name: the operation on tensors, and its inputs
     "batch_norm and relu, evaluation": (
         lambda x, g, b: batch_norm(x, g, b, *statistics(3, x), training=False, relu=True),
         [draw(4, 3, 2, 3), draw(3, seed=2), draw(3, seed=3)]),
-    "batch_norm_slow": (batch_norm_slow, [draw(4, 3, 2, 3), draw(3, seed=2), draw(3, seed=3)]),
+    "batch_norm_simple": (batch_norm_simple, [draw(4, 3, 2, 3), draw(3, seed=2), draw(3, seed=3)]),
     "layer_norm": (layer_norm, [draw(2, 3, 2, 5), draw(5, seed=2), draw(5, seed=3)]),
     "layer_norm of (N, C)": (layer_norm, [draw(3, 5), draw(5, seed=2), draw(5, seed=3)]),
-    "layer_norm_slow": (layer_norm_slow, [draw(2, 3, 2, 5), draw(5, seed=2), draw(5, seed=3)]),
+    "layer_norm_simple": (layer_norm_simple, [draw(2, 3, 2, 5), draw(5, seed=2), draw(5, seed=3)]),
     "conv2d": (
         lambda x, w, b: conv2d(x, w, b, 2, 1), [draw(4, 5, 6, 2), draw(3, 3, 2, 4, seed=2), draw(4, seed=3)]),
     "conv2d, stride 1": (lambda x, w: conv2d(x, w, None, 1, 1), [draw(4, 4, 3, 2), draw(3, 3, 2, 3, seed=2)]),
@@ -233,7 +233,7 @@ def test_conv2d_equals_its_slow_twin(n, h, w, c, f, kh, kw, stride, padding):
         with pytest.raises(ValueError, match="larger than x"):
             conv2d(Tensor(x), Tensor(weights), Tensor(bias), stride, padding)
         return
-    slow = conv2d_slow(x, weights, bias, stride, padding)
+    slow = conv2d_naive(x, weights, bias, stride, padding)
     fast = conv2d(Tensor(x), Tensor(weights), Tensor(bias), stride, padding).data
     np.testing.assert_allclose(fast, slow, rtol=1e-12, atol=1e-12)
 
@@ -246,7 +246,7 @@ def test_pooling_equals_its_slow_twin(h, w, kernel, stride, padding):
     x = draw(2, h, w, 3)
     for kind, pool in (("max", max_pool2d), ("mean", avg_pool2d)):
         fast = pool(Tensor(x), kernel, stride, padding).data
-        slow = pool2d_slow(x, kernel, stride, padding, kind)
+        slow = pool2d_naive(x, kernel, stride, padding, kind)
         np.testing.assert_allclose(fast, slow, rtol=1e-12, atol=1e-12)
 
 
@@ -257,7 +257,7 @@ def test_batch_norm_equals_its_slow_twin(shape, with_relu, there):
     arrays, upstream = [draw(*shape), draw(c, seed=2), draw(c, seed=3)], draw(*shape, seed=4)
     fast, slow = ([Tensor(a, requires_grad=True) for a in arrays] for _ in range(2))
     out_fast = there(lambda x, g, b: batch_norm(x, g, b, *running(c, x), relu=with_relu))(*fast)
-    out_slow = relu(batch_norm_slow(*slow)) if with_relu else batch_norm_slow(*slow)
+    out_slow = relu(batch_norm_simple(*slow)) if with_relu else batch_norm_simple(*slow)
     out_fast.backward(upstream)
     out_slow.backward(upstream)
     np.testing.assert_allclose(out_fast.data, out_slow.data, rtol=1e-10, atol=1e-12)
@@ -268,7 +268,7 @@ def test_batch_norm_equals_its_slow_twin(shape, with_relu, there):
 def test_layer_norm_equals_its_slow_twin(there):
     arrays, upstream = [draw(3, 2, 4, 5), draw(5, seed=2), draw(5, seed=3)], draw(3, 2, 4, 5, seed=4)
     fast, slow = ([Tensor(a, requires_grad=True) for a in arrays] for _ in range(2))
-    out_fast, out_slow = there(layer_norm)(*fast), layer_norm_slow(*slow)
+    out_fast, out_slow = there(layer_norm)(*fast), layer_norm_simple(*slow)
     out_fast.backward(upstream)
     out_slow.backward(upstream)
     np.testing.assert_allclose(out_fast.data, out_slow.data, rtol=1e-10, atol=1e-12)
@@ -302,8 +302,8 @@ def test_im2col_by_hand(device):
 
 def test_the_slow_twins_run_on_the_device_too(device):
     x, w = draw(2, 4, 5, 2), draw(3, 2, 2, 3, seed=2)
-    for twin in (lambda x, w: conv2d_slow(x, w, None, 2, 1), lambda x, w: pool2d_slow(x, 3, 2, 1, "max"),
-                 lambda x, w: pool2d_slow(x, 2, 2, 0, "mean")):  # fmt: skip
+    for twin in (lambda x, w: conv2d_naive(x, w, None, 2, 1), lambda x, w: pool2d_naive(x, 3, 2, 1, "max"),
+                 lambda x, w: pool2d_naive(x, 2, 2, 0, "mean")):  # fmt: skip
         here = to_host(twin(to_device(x, device), to_device(w, device)))
         np.testing.assert_allclose(here, twin(x, w), rtol=1e-12, atol=1e-12)
 
@@ -533,7 +533,7 @@ def test_a_convolution_never_holds_the_patches_of_a_whole_batch():
     """They would take nine times the memory of the images: 75 MB here. It works through the batch in chunks."""
     x, w = (Tensor(normal(*shape), requires_grad=True) for shape in ((128, 32, 32, 16), (3, 3, 16, 16)))
     upstream, peaks = normal(*x.shape), []
-    backend.set_threads(1)  # each thread has a chunk of its own
+    backend.set_num_threads(1)  # each thread has a chunk of its own
     tracemalloc.start()
     try:
         out = conv2d(x, w, padding=1)
@@ -641,7 +641,7 @@ def as32(t):
     (lambda: cross_entropy(LOGITS, np.eye(3, dtype=int)), ValueError,
      r"labels: wanted integers of shape \(N,\)"),
     (lambda: cross_entropy(LOGITS, np.array([0, 1, 2]), 1.5), ValueError,
-     "cross_entropy: smoothing .* got 1.5"),
+     "cross_entropy: label_smoothing .* got 1.5"),
     (lambda: cross_entropy(Tensor(np.zeros((0, 4))), np.zeros(0, int)), ValueError,
      r"cross_entropy: logits have shape \(0, 4\)"),
     (lambda: cross_entropy(Tensor(draw(4)), np.array([1])), ValueError,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minires.backend import to_device, to_host
-from minires.optim import SGD, clip_grad_norm, cosine, one_cycle, steps, warm_up
+from minires.optim import SGD, clip_grad_norm, cosine, multistep, one_cycle, warmup
 from minires.tensor import Tensor
 
 
@@ -47,7 +47,7 @@ def test_two_steps_by_hand(device):
 
 def test_decay_may_leave_vectors_out():
     matrix, vector = (Tensor(np.ones(s), requires_grad=True) for s in ((2, 2), (2,)))
-    opt = SGD([matrix, vector], lr=0.5, weight_decay=0.2, decay_vectors=False)
+    opt = SGD([matrix, vector], lr=0.5, weight_decay=0.2, decay_bias_and_norm=False)
     matrix.grad, vector.grad = np.zeros((2, 2)), np.zeros(2)
     opt.step()
     np.testing.assert_allclose(matrix.data, 0.9)
@@ -117,7 +117,7 @@ def test_clipping_knows_what_it_needs():
 
 
 def test_steps_falls_at_its_milestones():
-    rate = steps(0.1, [48_000, 32_000])
+    rate = multistep(0.1, [48_000, 32_000])
     assert [rate(s) for s in (0, 31_999, 32_000, 47_999, 48_000, 63_999)] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     )
@@ -131,7 +131,7 @@ def test_cosine_is_half_a_wave():
 
 
 def test_one_cycle_rises_and_falls_in_straight_lines():
-    rate = one_cycle(1.0, 100, rise=0.2, start=0.1)
+    rate = one_cycle(1.0, 100, pct_start=0.2, start_factor=0.1)
     assert [rate(s) for s in (0, 10, 20, 60, 99, 100, 101)] == pytest.approx([0.1, 0.55, 1.0, 0.5, 1 / 80, 0.0, 0.0])
 
 
@@ -143,5 +143,5 @@ def test_one_cycle_of_a_few_steps_stays_in_range(total):
 
 
 def test_warm_up_comes_first_and_the_schedule_keeps_its_own_count():
-    rate = warm_up(steps(0.1, [500]), 400, 0.01)
+    rate = warmup(multistep(0.1, [500]), 400, 0.01)
     assert [rate(s) for s in (0, 399, 400, 499, 500)] == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01])

@@ -184,5 +184,5 @@ def test_pictures_are_drawn_in_a_notebooks_style_too():
 
 
 def test_pictures_do_without_pyplot():
-    code = "import sys, minires.plots, minires.drawings; assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys, minires.plots, minires.course.drawings; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

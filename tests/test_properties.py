@@ -36,7 +36,7 @@ def tiny_chunks():
     patch.setattr(backend, "LANE_BYTES", 1)
     patch.setattr(backend, "CHUNK_BYTES", 1)
     before = backend._threads
-    backend.set_threads(2)
+    backend.set_num_threads(2)
     yield
     patch.undo()
     backend._start_over(before)
@@ -779,8 +779,8 @@ def slow_twin_of_norm(name, axes):
                        lambda x, g, b: slow_norm(x, g, b, axes(x.ndim)))  # fmt: skip
 
 
-slow_twin_of_norm("batch_norm_slow", lambda ndim: tuple(range(ndim - 1)))
-slow_twin_of_norm("layer_norm_slow", lambda ndim: -1)
+slow_twin_of_norm("batch_norm_simple", lambda ndim: tuple(range(ndim - 1)))
+slow_twin_of_norm("layer_norm_simple", lambda ndim: -1)
 
 
 # ---- functions of plain arrays: no gradient, but the same promises -------------------------------------------------
@@ -868,7 +868,7 @@ def draw_col2im(draw):
             twin, False)  # fmt: skip
 
 
-@plain("conv2d_slow")
+@plain("conv2d_naive")
 def draw_conv2d_slow(draw):
     shape, w, b, stride, padding = convolution(draw)
     assume(not no_window(shape, *w[:2], stride, padding))
@@ -877,7 +877,7 @@ def draw_conv2d_slow(draw):
             lambda x, w, b=None: slow_conv(x, w, b, stride, padding), False)  # fmt: skip
 
 
-@plain("pool2d_slow")
+@plain("pool2d_naive")
 def draw_pool2d_slow(draw):
     shape, kernel, _, stride, padding, wrong = pooling(draw, lambda kernel: kernel // 2)
     assume(not wrong)
@@ -1009,7 +1009,7 @@ def test_equal_numbers_and_zeros(name, data):
 def test_a_step_of_sgd_is_its_formula_entry_by_entry(data):
     lr, wd = data.draw(st.sampled_from([0.0, 0.1, 1.5])), data.draw(st.sampled_from([0.0, 0.01]))
     m, nesterov = data.draw(st.sampled_from([(0.0, False), (0.9, False), (0.9, True)]))
-    decay_vectors, dtype = data.draw(st.booleans()), data.draw(st.sampled_from(["f4", "f8"]))
+    decay_bias_and_norm, dtype = data.draw(st.booleans()), data.draw(st.sampled_from(["f4", "f8"]))
     params, memories, wanted = [], [], []
     for _ in range(data.draw(st.integers(1, 3))):
         a = numbers(data.draw, data.draw(SHAPE)).astype(dtype)
@@ -1018,7 +1018,7 @@ def test_a_step_of_sgd_is_its_formula_entry_by_entry(data):
         memories.append(memory)
         wanted.append([a.astype(np.float64), np.zeros(a.shape)])
     memory_before = [np.array(memory) for memory in memories]
-    opt = optim.SGD(params, lr, m, wd, nesterov, decay_vectors)
+    opt = optim.SGD(params, lr, m, wd, nesterov, decay_bias_and_norm)
     for _ in range(3):
         for p, (w, v) in zip(params, wanted, strict=True):
             if rarely(data.draw):
@@ -1026,7 +1026,7 @@ def test_a_step_of_sgd_is_its_formula_entry_by_entry(data):
                 continue
             p.grad = laid_out(numbers(data.draw, p.shape).astype(dtype), data.draw(st.sampled_from(LAYOUTS)))[0]
             for i in np.ndindex(*p.shape):
-                g = float(p.grad[i]) + wd * w[i] * (decay_vectors or w.ndim > 1)
+                g = float(p.grad[i]) + wd * w[i] * (decay_bias_and_norm or w.ndim > 1)
                 v[i] = m * v[i] + g
                 w[i] -= lr * (g + m * v[i] if nesterov else v[i])
         grads = [None if p.grad is None else p.grad.copy() for p in params]

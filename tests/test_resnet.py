@@ -11,7 +11,7 @@ import pytest
 
 from minires import SGD, Tensor, build, cross_entropy, no_grad
 from minires.backend import to_device, to_host
-from minires.nn import BatchNorm2d, Conv2d, Linear, observe
+from minires.nn import BatchNorm2d, Conv2d, Linear, forward_hook
 from minires.resnet import BasicBlock, Bottleneck, PreBasicBlock, PreBottleneck
 
 # ---- counts ------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def multiply_adds(net, size):
         elif isinstance(module, Linear):
             total += module.weight.size
 
-    with no_grad(), observe(net.eval(), count):
+    with no_grad(), forward_hook(net.eval(), count):
         net(Tensor(np.zeros((1, size, size, 3), np.float32)))
     return total
 
@@ -188,7 +188,7 @@ def test_the_number_in_the_name_counts_the_layers_with_weights(name):
 def test_the_shape_after_every_stage(name, size, wanted):
     net, shapes = build(name), {}
     x = Tensor(np.zeros((2, size, size, 3), np.float32))
-    with no_grad(), observe(net.eval(), lambda key, module, output: shapes.update({key: output.shape})):
+    with no_grad(), forward_hook(net.eval(), lambda key, module, output: shapes.update({key: output.shape})):
         net(x)
     assert [shapes[f"layer{i + 1}"] for i in range(len(wanted))] == [(2, s, s, c) for s, c in wanted]
     assert f"layer{len(wanted) + 1}" not in shapes

@@ -10,8 +10,8 @@ import pytest
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from minires.experiments import EXPERIMENTS
-from minires.tables import fill
+from minires.paper.experiments import EXPERIMENTS
+from minires.paper.tables import fill
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from minires.functional import cross_entropy
 from minires.nn import Flatten, Linear, ReLU, Sequential
 from minires.optim import SGD, one_cycle
 from minires.tensor import Tensor
-from minires.train import evaluate
+from minires.training.loop import evaluate
 
 PIXELS = 32 * 32 * 3
 

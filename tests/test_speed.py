@@ -13,7 +13,7 @@ from minires.tensor import topological_order
 @pytest.fixture
 def fixed_work(monkeypatch):
     """One thread and a known chunk size."""
-    mr.set_threads(1)
+    mr.set_num_threads(1)
     monkeypatch.setattr(backend, "CHUNK_BYTES", 2**20)
 
 
@@ -80,7 +80,7 @@ def test_memory_of_a_step(fixed_work):
 def test_any_number_of_threads_gives_the_same_bits(fixed_work, model, threads):
     x, y = batch(13)
     one = gradients(mr.build(model, shortcut="B"), x, y)
-    mr.set_threads(threads)
+    mr.set_num_threads(threads)
     for _ in range(2):
         for a, b in zip(gradients(mr.build(model, shortcut="B"), x, y), one, strict=True):
             assert a.tobytes() == b.tobytes()

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minires import run as room
+from minires.training import run as room
 from minires.backend import array_module, device_of, fuse, to_device, to_host
 from minires.data import Normalise, shapes10
 from minires.functional import cross_entropy, dropout
 from minires.optim import SGD
 from minires.resnet import build
-from minires.strict import StrictArray, counting
+from minires.devices.strict import StrictArray, counting
 from minires.tensor import Tensor
-from minires.train import Config, evaluate, fit, read_config
+from minires.training.loop import Config, evaluate, fit, read_config
 
 
 def arrays(device):
@@ -334,7 +334,7 @@ def test_a_step_of_the_training_loop_uploads_one_batch_and_waits_for_nothing(tmp
         costs.append((sum(made.uploads.values()), dict(made.downloads), dict(made.waits)))
 
     with counting() as made:
-        fit(Config.of("fast", model="resnet8", width=2, batch_size=2, epochs=1, device="strict"), tmp_path / "run",
+        fit(Config.from_recipe("fast", model="resnet8", width=2, batch_size=2, epochs=1, device="strict"), tmp_path / "run",
             dataset=data, watch=watch)  # fmt: skip
     assert len(costs) == 1 + 22 + 1
     for step, (before, after) in enumerate(zip(costs[:-2], costs[1:-1], strict=True), start=1):
@@ -362,7 +362,7 @@ def test_labels_are_checked_on_the_host_before_they_go_to_the_device(tmp_path):
     data = shapes10(20, 8)
     data.train_labels[:] = 10
     with counting() as made, pytest.raises(ValueError, match=r"labels: wanted 0\.\.9, got 10\.\.10"):
-        fit(Config.of("fast", model="resnet8", width=2, batch_size=10, epochs=1, device="strict"), tmp_path / "run",
+        fit(Config.from_recipe("fast", model="resnet8", width=2, batch_size=10, epochs=1, device="strict"), tmp_path / "run",
             dataset=data)  # fmt: skip
     assert made.waits.total() == 0
 

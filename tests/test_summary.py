@@ -8,7 +8,7 @@ import pytest
 
 from minires import nn
 from minires.conv import global_avg_pool
-from minires.nn import Module, Sequential, observe
+from minires.nn import Module, Sequential, forward_hook
 from minires.resnet import build
 from minires.summary import summarise
 from minires.tensor import Tensor
@@ -164,7 +164,7 @@ def test_bad_sizes(shape, batch):
 def test_observe_sees_inner_modules_first_and_only_while_it_lasts():
     net = Sequential(nn.Linear(3, 2, rng=RNG), Sequential(nn.ReLU()))
     seen = []
-    with observe(net, lambda name, module, output: seen.append((name, type(module).__name__, output))):
+    with forward_hook(net, lambda name, module, output: seen.append((name, type(module).__name__, output))):
         out = net(Tensor(np.ones((1, 3), np.float32)))
         global_avg_pool(Tensor(np.ones((1, 2, 2, 1), np.float32)))
         nn.ReLU()(out)  # not of this net
@@ -179,8 +179,8 @@ def test_observers_nest_and_an_error_ends_them():
     net = nn.ReLU()
     x = Tensor(np.ones(2, np.float32))
     outer, inner = [], []
-    with observe(net, lambda *seen: outer.append(seen)):
-        with pytest.raises(RuntimeError), observe(net, lambda *seen: inner.append(seen)):
+    with forward_hook(net, lambda *seen: outer.append(seen)):
+        with pytest.raises(RuntimeError), forward_hook(net, lambda *seen: inner.append(seen)):
             net(x)
             raise RuntimeError
         net(x)
@@ -191,7 +191,7 @@ def test_observers_nest_and_an_error_ends_them():
 def test_a_thread_sees_only_its_own_calls():
     net, seen = nn.ReLU(), []
     x = Tensor(np.ones(2, np.float32))
-    with observe(net, lambda *call: seen.append(call)):
+    with forward_hook(net, lambda *call: seen.append(call)):
         other = threading.Thread(target=net, args=(x,))
         other.start()
         other.join()

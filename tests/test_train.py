@@ -17,16 +17,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minires import run as room
-from minires import train
-from minires.backend import set_threads
-from minires.checkpoint import load_state
+from minires.training import run as room
+from minires.training import loop as train
+from minires.backend import set_num_threads
+from minires.training.checkpoint import load_state
 from minires.data import DataError, Loader, Normalise, shapes10
 from minires.functional import cross_entropy
 from minires.nn import Dropout, Module
 from minires.resnet import build
 from minires.tensor import Tensor, no_grad
-from minires.train import Config, NotFinite, Run, RunError, evaluate, fit, load_run, read_config
+from minires.training.loop import Config, NotFinite, Run, RunError, evaluate, fit, load_run, read_config
 
 DATA = shapes10(70, 30)
 SMALL = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 3, "threads": 1}  # 4 steps an epoch
@@ -36,7 +36,7 @@ SMALL = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 3, "threads
 def whole(tmp_path_factory):
     """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole")
-    fit(Config.of("fast", **SMALL), out, dataset=DATA)
+    fit(Config.from_recipe("fast", **SMALL), out, dataset=DATA)
     return out
 
 
@@ -62,10 +62,10 @@ def assert_same_run(out, other):
 
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
 def test_fit_does_what_a_loop_written_out_by_hand_does(recipe, tmp_path):
-    config = Config.of(recipe, **SMALL)
+    config = Config.from_recipe(recipe, **SMALL)
     rows = fit(config, tmp_path / "run", dataset=DATA)
 
-    set_threads(1)
+    set_num_threads(1)
     normalise = (Normalise.channels if recipe == "fast" else Normalise.pixel_mean)(DATA.train_images)
     loader = Loader(DATA.train_images, DATA.train_labels, 16, normalise=normalise, shuffle=True, augment=True,
                     drop_last=True)  # fmt: skip
@@ -149,38 +149,38 @@ def test_a_git_that_does_not_answer_stops_nothing(tmp_path, monkeypatch):
 
 def test_validation_holds_out_a_tenth_and_never_looks_at_the_test_set(tmp_path):
     unseen = replace(DATA, test_images=None, test_labels=None)
-    run = Run(Config.of("fast", val=True, **SMALL), tmp_path, unseen)
+    run = Run(Config.from_recipe("fast", val=True, **SMALL), tmp_path, unseen)
     assert (len(run.loader.images), len(run.test_images)) == (63, 7)
     both = np.concatenate([run.loader.images, run.test_images])
     assert np.array_equal(both, DATA.train_images)
     assert np.array_equal(run.normalise.mean, Normalise.channels(DATA.train_images[:63]).mean)
-    rows = fit(Config.of("fast", val=True, **SMALL), tmp_path / "run", dataset=unseen)
+    rows = fit(Config.from_recipe("fast", val=True, **SMALL), tmp_path / "run", dataset=unseen)
     assert list(rows[0])[3:] == ["train_loss", "train_acc", "val_loss", "val_acc", "seconds", "cpu_seconds"]
 
 
 def test_the_papers_recipe_is_64000_steps_with_a_tenth_of_the_rate_at_32k_and_48k(tmp_path):
-    run = Run(Config.of("paper", width=4, model="resnet8", batch_size=16), tmp_path, DATA)
+    run = Run(Config.from_recipe("paper", width=4, model="resnet8", batch_size=16), tmp_path, DATA)
     assert run.total == 64_000
     rates = [run.schedule(step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    deep = room.schedule_of(Config.of("paper", model="resnet110"), 64_000)
+    deep = room.schedule_of(Config.from_recipe("paper", model="resnet110"), 64_000)
     assert [deep(step) for step in (0, 399, 400, 31_999)] == pytest.approx([0.01, 0.01, 0.1, 0.1])
 
 
 def test_steps_that_do_not_fill_the_last_epoch_end_the_run_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "PAPER_STEPS", 6)
-    rows = fit(Config.of("paper", **{**SMALL, "epochs": None}), tmp_path / "run", dataset=DATA)
+    rows = fit(Config.from_recipe("paper", **{**SMALL, "epochs": None}), tmp_path / "run", dataset=DATA)
     assert [row["step"] for row in rows] == [4, 6]
 
 
 def test_other_seeds_give_other_runs(tmp_path, whole):
-    fit(Config.of("fast", **SMALL, seed=1), tmp_path / "run", dataset=DATA)
+    fit(Config.from_recipe("fast", **SMALL, seed=1), tmp_path / "run", dataset=DATA)
     assert rows_of(tmp_path / "run") != rows_of(whole)
 
 
 def test_the_config_file_holds_every_setting_and_what_else_matters(whole):
     written = json.loads((whole / "config.json").read_text(encoding="utf-8"))
-    assert Config(**written["config"]) == read_config(whole) == Config.of("fast", **SMALL, data="shapes10")
+    assert Config(**written["config"]) == read_config(whole) == Config.from_recipe("fast", **SMALL, data="shapes10")
     assert written["steps"] == 12
     assert [written["dataset"][name] for name in ("name", "train", "test")] == ["shapes10", 70, 30]
     assert written["versions"]["numpy"] == np.__version__
@@ -196,7 +196,7 @@ def test_a_wrong_setting_is_told_by_name(setting, value):
     with pytest.raises(ValueError, match=f"^{setting}: wanted .*{value!r}"):
         Config(**{setting: value})
     with pytest.raises(ValueError, match="^recipe: wanted one of fast, paper, got 'slow'"):
-        Config.of("slow")
+        Config.from_recipe("slow")
 
 
 # ---- which data
@@ -238,7 +238,7 @@ def press_ctrl_c(monkeypatch, step, method="end_step"):
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
 @pytest.mark.parametrize("step", [0, 3, 4, 6, 11])
 def test_stopped_by_ctrl_c_and_resumed_is_bit_for_bit_the_same_run(recipe, step, tmp_path, monkeypatch):
-    config = Config.of(recipe, **SMALL)
+    config = Config.from_recipe(recipe, **SMALL)
     fit(config, tmp_path / "whole", dataset=DATA)
     press_ctrl_c(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
@@ -259,7 +259,7 @@ def test_dropout_goes_on_where_it_stood(tmp_path, monkeypatch):
             return self.drop(self.net(x))
 
     monkeypatch.setattr(room, "build", lambda *name, **options: WithDropout())
-    config = Config.of("fast", **SMALL)
+    config = Config.from_recipe("fast", **SMALL)
     fit(config, tmp_path / "whole", dataset=DATA)
     press_ctrl_c(monkeypatch, 6)
     with pytest.raises(KeyboardInterrupt):
@@ -277,7 +277,7 @@ def test_ctrl_c_in_the_evaluation_loses_no_step(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            fit(Config.of("fast", **SMALL), tmp_path / "run", dataset=DATA)
+            fit(Config.from_recipe("fast", **SMALL), tmp_path / "run", dataset=DATA)
     assert [path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
     fit(read_config(tmp_path / "run"), tmp_path / "run", resume=True, dataset=DATA)
     assert_same_run(tmp_path / "run", whole)
@@ -286,7 +286,7 @@ def test_ctrl_c_in_the_evaluation_loses_no_step(whole, tmp_path, monkeypatch):
 def test_ctrl_c_while_an_epoch_is_written_waits_until_it_is(whole, tmp_path, monkeypatch):
     press_ctrl_c(monkeypatch, 8, "end_epoch")
     with pytest.raises(KeyboardInterrupt):
-        fit(Config.of("fast", **SMALL), tmp_path / "run", dataset=DATA)
+        fit(Config.from_recipe("fast", **SMALL), tmp_path / "run", dataset=DATA)
     assert rows_of(tmp_path / "run") == rows_of(whole)[:2]
     fit(read_config(tmp_path / "run"), tmp_path / "run", resume=True, dataset=DATA)
     assert_same_run(tmp_path / "run", whole)
@@ -303,7 +303,7 @@ def test_checkpoints_come_by_the_clock_too_and_the_last_two_are_kept(whole, tmp_
     written = []
     save = Run.save
     monkeypatch.setattr(Run, "save", lambda self: (written.append(self.at.step), save(self)))
-    fit(Config.of("fast", **SMALL, checkpoint_minutes=0), tmp_path / "run", dataset=DATA)
+    fit(Config.from_recipe("fast", **SMALL, checkpoint_minutes=0), tmp_path / "run", dataset=DATA)
     assert written == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12, 12]
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-00000011.safetensors", "step-00000012.safetensors"]
@@ -359,7 +359,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(whole, tm
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises((OSError, ValueError), match="No space left"):
-            fit(Config.of("fast", **SMALL), run, dataset=DATA)
+            fit(Config.from_recipe("fast", **SMALL), run, dataset=DATA)
     assert all(path.suffix == ".safetensors" for path in (run / "checkpoints").iterdir())
     fit(read_config(run), run, resume=True, dataset=DATA)
     assert_same_run(run, whole)
@@ -371,16 +371,16 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(whole, tm
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(RunError, match="not empty.*--resume"):
-        fit(Config.of("fast", **SMALL), tmp_path, dataset=DATA)
+        fit(Config.from_recipe("fast", **SMALL), tmp_path, dataset=DATA)
     assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"thesis.txt"}
 
 
 def test_a_second_run_in_the_same_folder_is_refused(whole, tmp_path):
     with room.one_at_a_time(tmp_path), pytest.raises(RunError, match="in use by another training run"):
-        fit(Config.of("fast", **SMALL), tmp_path, dataset=DATA)
+        fit(Config.from_recipe("fast", **SMALL), tmp_path, dataset=DATA)
     script = """
-import sys, pathlib, minires.run
-with minires.run.one_at_a_time(pathlib.Path(sys.argv[1])):
+import sys, pathlib, minires.training.run
+with minires.training.run.one_at_a_time(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -388,9 +388,9 @@ with minires.run.one_at_a_time(pathlib.Path(sys.argv[1])):
                           stdout=subprocess.PIPE, text=True) as other:  # fmt: skip
         assert other.stdout.readline() == "held\n"
         with pytest.raises(RunError, match="in use"):
-            fit(Config.of("fast", **SMALL), tmp_path, dataset=DATA)
+            fit(Config.from_recipe("fast", **SMALL), tmp_path, dataset=DATA)
         other.kill()
-    fit(Config.of("fast", **SMALL), tmp_path, dataset=DATA)  # a killed holder leaves nothing behind
+    fit(Config.from_recipe("fast", **SMALL), tmp_path, dataset=DATA)  # a killed holder leaves nothing behind
     assert_same_run(tmp_path, whole)
 
 
@@ -418,7 +418,7 @@ def test_a_folder_without_a_run_is_told(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_layer(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(NotFinite) as error:
-        fit(Config.of("fast", **{**SMALL, "lr": 1e30}), run, dataset=DATA)
+        fit(Config.from_recipe("fast", **{**SMALL, "lr": 1e30}), run, dataset=DATA)
     told = str(error.value)
     assert "epoch 1, step 1" in told and "learning rate 3.6e+29" in told and "--lr 1e+29" in told
     assert "first layer whose output is not finite: bn1 (BatchNorm2d)" in told
@@ -437,14 +437,14 @@ def test_the_first_layer_that_is_not_finite_is_found(layer, kind):
 
 
 def test_a_test_loss_that_is_not_finite_is_looked_for_in_the_net_as_it_was_tested(tmp_path):
-    run = Run(Config.of("fast", **SMALL), tmp_path, DATA)
+    run = Run(Config.from_recipe("fast", **SMALL), tmp_path, DATA)
     run.net.bn1.running_var[:] = -1
     with np.errstate(invalid="ignore"), pytest.raises(NotFinite, match=r"the test loss is nan.* finite: bn1 "):
         run.end_epoch(*evaluate(run.net, run.test_images, run.test_labels, run.normalise))
 
 
 def test_with_a_device_the_loss_is_read_every_so_many_steps_and_the_report_says_so(tmp_path):
-    run = Run(Config.of("fast", **SMALL), tmp_path, DATA)
+    run = Run(Config.from_recipe("fast", **SMALL), tmp_path, DATA)
     assert run.look_every == 1
     run.look_every = 3
     x, y = next(run.loader.epoch())
@@ -462,7 +462,7 @@ TRAINING = """
 import os, sys, time
 from pathlib import Path
 from minires.data import shapes10
-from minires.train import Config, Run, fit, read_config
+from minires.training.loop import Config, Run, fit, read_config
 
 out, settings = Path(sys.argv[1]), {"checkpoint_minutes": float(sys.argv[2])}
 resume = (out / "config.json").exists()
@@ -473,7 +473,7 @@ print("ready", flush=True)
 if resume:
     config = read_config(out, **settings)
 else:
-    config = Config.of(model="resnet8", width=4, batch_size=16, epochs=12, threads=1, **settings)
+    config = Config.from_recipe(model="resnet8", width=4, batch_size=16, epochs=12, threads=1, **settings)
 fit(config, out, resume, shapes10(70, 30))
 """
 

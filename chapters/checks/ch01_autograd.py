@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minires.exercises import Exercise, Mistake, kind
+from minires.course.exercises import Exercise, Mistake, kind
 from minires.tensor import Tensor
 
 # ---- 1.1

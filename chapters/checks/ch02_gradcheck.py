@@ -5,7 +5,7 @@ The functions that are measured have gradients known from calculus, so the refer
 
 import numpy as np
 
-from minires.exercises import Exercise
+from minires.course.exercises import Exercise
 
 # ---- 2.1: sums of powers, for which the central difference is known exactly
 

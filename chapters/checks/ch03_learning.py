@@ -3,7 +3,7 @@
 import numpy as np
 
 from minires import functional
-from minires.exercises import Exercise, Mistake
+from minires.course.exercises import Exercise, Mistake
 from minires.nn import Conv2d, Linear
 from minires.optim import SGD
 from minires.tensor import Tensor

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minires import conv as library
-from minires.exercises import Exercise
+from minires.course.exercises import Exercise
 from minires.tensor import Tensor
 
 
@@ -70,7 +70,7 @@ def conv_cases():
 
 
 def conv_reference(x, w, bias=None, stride=1, padding=0):
-    return library.conv2d_slow(x, w, bias, stride, padding)
+    return library.conv2d_naive(x, w, bias, stride, padding)
 
 
 # ---- 4.4 and 4.5
@@ -91,7 +91,7 @@ def gradient_cases():
 
 def arrays(x_shape, w_shape, stride, padding, dtype):
     x, w = normal(*x_shape, dtype=dtype), normal(*w_shape, seed=1, dtype=dtype)
-    grad = normal(*library.conv2d_slow(x, w, None, stride, padding).shape, seed=2, dtype=dtype)
+    grad = normal(*library.conv2d_naive(x, w, None, stride, padding).shape, seed=2, dtype=dtype)
     return x, w, grad
 
 

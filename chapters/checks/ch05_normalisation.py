@@ -3,7 +3,7 @@
 import numpy as np
 
 from minires import norm, optim
-from minires.exercises import Exercise, Mistake
+from minires.course.exercises import Exercise, Mistake
 from minires.tensor import Tensor
 
 
@@ -69,12 +69,12 @@ def norm_cases():
 
 def batch_norm_reference(x, gamma, beta, eps=1e-5):
     axes = tuple(range(x.ndim - 1))
-    y = norm.batch_norm_slow(Tensor(x), Tensor(gamma), Tensor(beta), eps).data
+    y = norm.batch_norm_simple(Tensor(x), Tensor(gamma), Tensor(beta), eps).data
     return y, x.mean(axis=axes), x.var(axis=axes)
 
 
 def layer_norm_reference(x, gamma, beta, eps=1e-5):
-    return norm.layer_norm_slow(Tensor(x), Tensor(gamma), Tensor(beta), eps).data
+    return norm.layer_norm_simple(Tensor(x), Tensor(gamma), Tensor(beta), eps).data
 
 
 def backward_cases():
@@ -108,7 +108,7 @@ def run_backward(answer, grad, x, gamma, eps=1e-5):
 
 def backward_reference(grad, x, gamma, eps=1e-5):
     x, gamma, beta = Tensor(x, True), Tensor(gamma, True), Tensor(np.zeros_like(gamma), True)
-    norm.batch_norm_slow(x, gamma, beta, eps).backward(grad)
+    norm.batch_norm_simple(x, gamma, beta, eps).backward(grad)
     return x.grad, gamma.grad, beta.grad
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from minires import Tensor, build, cross_entropy
-from minires.conv import conv2d_slow
-from minires.exercises import Exercise, Mistake
+from minires.conv import conv2d_naive
+from minires.course.exercises import Exercise, Mistake
 from minires.nn import Conv2d
 from minires.norm import batch_norm
 
@@ -105,7 +105,7 @@ def identity_kernel_reference(channels, size):
     weights = [float(a == p and b == p and c == f) for a, b, c, f in places]
     kernel = np.array(weights, np.float32).reshape(size, size, channels, channels)
     x = np.random.default_rng(0).standard_normal((2, 6, 5, channels)).astype(np.float32)
-    assert np.array_equal(conv2d_slow(x, kernel, None, 1, p), x)
+    assert np.array_equal(conv2d_naive(x, kernel, None, 1, p), x)
     return kernel
 
 

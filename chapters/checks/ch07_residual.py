@@ -4,10 +4,10 @@ import numpy as np
 
 from minires import Tensor
 from minires.conv import conv2d
-from minires.exercises import Exercise, Mistake
+from minires.course.exercises import Exercise, Mistake
 from minires.functional import relu, subsample_and_pad
 from minires.nn import Conv2d
-from minires.norm import batch_norm_slow
+from minires.norm import batch_norm_simple
 from minires.resnet import SubsampleAndPad, projection
 
 
@@ -107,7 +107,7 @@ def projection_cases():
 
 def projection_reference(x, w, gamma, beta, stride, eps=1e-5):
     z = conv2d(Tensor(x), Tensor(w[None, None]), stride=stride)
-    return batch_norm_slow(z, Tensor(gamma), Tensor(beta), eps).data
+    return batch_norm_simple(z, Tensor(gamma), Tensor(beta), eps).data
 
 
 # ---- 7.5
@@ -131,7 +131,7 @@ def norm(channels, seed):
     gamma, beta = 1.5 + 0.3 * normal(channels, seed=seed), 0.5 * normal(channels, seed=seed + 1)
 
     def layer(x):
-        return batch_norm_slow(x, Tensor(gamma), Tensor(beta))
+        return batch_norm_simple(x, Tensor(gamma), Tensor(beta))
 
     return layer
 

@@ -5,7 +5,7 @@ import numpy as np
 from minires import functional, optim
 from minires.data import Normalise
 from minires.data.augment import augment
-from minires.exercises import Exercise, Mistake
+from minires.course.exercises import Exercise, Mistake
 from minires.tensor import Tensor
 
 # ---- 8.1
@@ -29,14 +29,14 @@ def rate_cases():
     yield "just before a fall, after a warm-up", (47_999, 64_000, 0.1, 400)
 
 
-def rate_reference(step, total, lr=0.1, warm_up=0):
-    plan = optim.steps(lr, (total // 2, 3 * total // 4))
-    return optim.warm_up(plan, warm_up, lr / 10)(step)
+def rate_reference(step, total, lr=0.1, warmup=0):
+    plan = optim.multistep(lr, (total // 2, 3 * total // 4))
+    return optim.warmup(plan, warmup, lr / 10)(step)
 
 
-def run_rate(answer, step, total, lr=0.1, warm_up=0):
+def run_rate(answer, step, total, lr=0.1, warmup=0):
     """Say which of the three rates came, and which was wanted."""
-    got, wanted = answer(step, total, lr, warm_up), rate_reference(step, total, lr, warm_up)
+    got, wanted = answer(step, total, lr, warmup), rate_reference(step, total, lr, warmup)
     for rate in (lr, lr / 10, lr / 100):
         if isinstance(got, float) and np.isclose(got, rate) and not np.isclose(got, wanted):
             raise Mistake(f"at step {step} of {total} the rate is {rate:g}, wanted {wanted:g}")
@@ -218,7 +218,7 @@ EXERCISES = [
             "order in which the steps come.",
             "`step < total // 2` is the last question to which the answer is lr: step total // 2 itself has the lower "
             "rate already. Write // for whole numbers: with total = 9 the rate falls at step 4.",
-            "    if step < warm_up:\n        return lr / 10\n    if step < total // 2:\n        return lr\n"
+            "    if step < warmup:\n        return lr / 10\n    if step < total // 2:\n        return lr\n"
             "    if step < ...:\n        return lr / 10\n    return lr / 100",
         ),
         cases=rate_cases,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from minires.conv import conv2d
-from minires.exercises import Exercise, Mistake
+from minires.course.exercises import Exercise, Mistake
 from minires.nn import Conv2d
 from minires.norm import batch_norm
 from minires.resnet import Bottleneck

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from minires import strict
+from minires.devices import strict
 from minires.backend import device_of, to_device, to_host
-from minires.exercises import Exercise, Mistake
+from minires.course.exercises import Exercise, Mistake
 
 
 def on(device, *arrays):

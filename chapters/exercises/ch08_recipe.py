@@ -18,12 +18,12 @@ import numpy as np
 import minires as mr
 
 
-def learning_rate(step: int, total: int, lr: float = 0.1, warm_up: int = 0) -> float:
+def learning_rate(step: int, total: int, lr: float = 0.1, warmup: int = 0) -> float:
     """8.1: the learning rate of one step, as in section 4.2 of the paper.
 
     Steps are counted from 0 to total - 1. The rate is
 
-        lr / 10    in the first warm_up steps; after them
+        lr / 10    in the first warmup steps; after them
         lr         before step  total // 2
         lr / 10    from step  total // 2  on
         lr / 100   from step  3 * total // 4  on

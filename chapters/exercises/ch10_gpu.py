@@ -7,7 +7,7 @@
 10.4 step_seconds           the least time that a list of operations takes
 10.5 epoch_figures          reading losses without waiting at each step
 
-A function that must run "on both devices" is tried on NumPy arrays and on the stand-in for a GPU (minires/strict.py).
+A function that must run "on both devices" is tried on NumPy arrays and on the stand-in for a GPU (minires/devices/strict.py).
 Both must give the same, and what came from the device must stay there: no to_host, no .get(), no float() on the way.
 array_module(x) is the library that made x.
 """

@@ -32,7 +32,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires as mr
-from minires import drawings, plots
+from minires import plots
+from minires.course import drawings
 
 plots.notebook_style()
 
@@ -804,7 +805,7 @@ print("remembered without it:   ", (a * a).node.name, "of", len((a * a).node.par
 # terminal, `pytest -m ex1_1` or `python -m minires check 1.1`). Stuck? `hint("1.1")`, then `hint("1.1", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("1.1")
 

@@ -31,7 +31,7 @@ import numpy as np
 import minires as mr
 from minires import plots
 from minires.data import Normalise
-from minires.train import open_data
+from minires.training.loop import open_data
 
 plots.notebook_style()
 
@@ -769,7 +769,7 @@ plt.show()
 # `pytest -m ex2_1` or `python -m minires check 2.1`). Stuck? `hint("2.1")`, then `hint("2.1", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("2.1")
 

@@ -29,7 +29,7 @@ import minires as mr
 from minires import plots
 from minires.data import Normalise
 from minires.nn import Flatten, Linear, ReLU, Sequential
-from minires.train import open_data
+from minires.training.loop import open_data
 
 plots.notebook_style()
 
@@ -864,7 +864,7 @@ plt.show()
 # `pytest -m ex3_1` or `python -m minires check 3.1`). Stuck? `hint("3.1")`, then `hint("3.1", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("3.1")
 
@@ -885,7 +885,7 @@ hint("3.1")
 #
 # - `minires/functional.py`: `log_softmax` and `cross_entropy`. `minires/optim.py`: `SGD`, all of it on one page, and
 #   schedules that change the learning rate on the way. `minires/nn.py`: `Linear`, and where He's rule stands.
-#   `minires/train.py`: the loop of section 6, grown up.
+#   `minires/training/loop.py`: the loop of section 6, grown up.
 # - **Chapter 4, Convolution is a matrix product**, gives the net eyes.
 # - K. He et al., "Delving Deep into Rectifiers" (2015), section 2.2, derives the initialisation. X. Glorot and Y.
 #   Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010), has the histograms that

@@ -33,12 +33,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires as mr
-from minires import drawings, nn, plots
-from minires.conv import col2im, conv2d_slow, im2col, output_size, patches
+from minires import nn, plots
+from minires.course import drawings
+from minires.conv import col2im, conv2d_naive, im2col, output_size, patches
 from minires.data import Loader, Normalise
 from minires.gradcheck import away_from_kinks
 from minires.optim import one_cycle
-from minires.train import evaluate, open_data
+from minires.training.loop import evaluate, open_data
 
 plots.notebook_style()
 data = open_data("auto")
@@ -273,8 +274,8 @@ print("x", x.shape, "  w", w.shape, "  y", y.shape)
 # to trust. Pooling and the norms of minires have such a slow twin, too.
 
 # %%
-print(inspect.getsource(conv2d_slow))
-print("the same as our seven loops:", np.allclose(conv2d_slow(x, w), y))
+print(inspect.getsource(conv2d_naive))
+print("the same as our seven loops:", np.allclose(conv2d_naive(x, w), y))
 
 # %% [markdown]
 # ## 5. The trick: patches become rows
@@ -536,7 +537,7 @@ drawings.taps(6, 3, entry=3)
 
 # %%
 turned = w[::-1, ::-1].swapaxes(2, 3)  # half a turn; (KH, KW, F, C)
-dx = conv2d_slow(g, turned, padding=3 - 1 - 0)
+dx = conv2d_naive(g, turned, padding=3 - 1 - 0)
 print("dx", dx.shape, "like x", x.shape, "  the same as col2im:", np.allclose(dx, by_col2im(g, w, x.shape)))
 
 # %% [markdown]
@@ -547,7 +548,7 @@ print("dx", dx.shape, "like x", x.shape, "  the same as col2im:", np.allclose(dx
 # %%
 def pull(prepare):
     """A convolution whose gradient for x is a sliding sum over g, with what `prepare` makes of the 3x3 kernel."""
-    return conv_with(lambda g, w, shape: conv2d_slow(g, prepare(w), padding=2))
+    return conv_with(lambda g, w, shape: conv2d_naive(g, prepare(w), padding=2))
 
 
 inputs = away_from_kinks(rng, (2, 5, 4, 3)), away_from_kinks(rng, (3, 3, 3, 3))
@@ -567,7 +568,7 @@ for name, prepare in {
 x_odd, g_odd = rng.standard_normal((2, 7, 5, 3)), rng.standard_normal((2, 3, 2, 4))  # stride 2: 7 -> 3, 5 -> 2
 spread = np.zeros((2, 5, 3, 4))
 spread[:, ::2, ::2] = g_odd
-pulled = conv2d_slow(spread, turned, padding=2)
+pulled = conv2d_naive(spread, turned, padding=2)
 pushed = col2im(g_odd.reshape(-1, 4) @ w.reshape(-1, 4).T, x_odd.shape, 3, 3, stride=2)
 print("pulled and pushed agree:", np.allclose(pulled, pushed))
 drawings.numbers({"g, one channel": g_odd[0, :, :, 0].round(1), "with zeros between": spread[0, :, :, 0].round(1)})
@@ -693,7 +694,7 @@ corner = x_big[:1, :8, :8]  # 36 places, for the loops
 
 live = {
     "seven loops (scaled up)": seconds(lambda: seven_loops(corner, w_big), 1) * (32 * 32 * 32) / 36,
-    "a NumPy sum per output": seconds(lambda: conv2d_slow(x_big, w_big, None, 1, 1), 2),
+    "a NumPy sum per output": seconds(lambda: conv2d_naive(x_big, w_big, None, 1, 1), 2),
     "im2col, one product": seconds(lambda: im2col(x_big, 3, 3, 1, 1) @ w_big.reshape(-1, 16)),
     "mr.conv2d": seconds(lambda: mr.conv2d(mr.Tensor(x_big), mr.Tensor(w_big), padding=1), 10),
 }
@@ -711,7 +712,7 @@ machine = recorded["machine"]
 heights = len(live), len(recorded["milliseconds"])
 figure, axes = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True, height_ratios=heights)
 ladders = (
-    (f"measured in this notebook, {mr.threads()} thread{'s' if mr.threads() > 1 else ''}",
+    (f"measured in this notebook, {mr.get_num_threads()} thread{'s' if mr.get_num_threads() > 1 else ''}",
      {name: 1e3 * t for name, t in live.items()}, plots.COLOURS[0]),
     (f"recorded: {machine['processor']}, {machine['cores']} cores", recorded["milliseconds"], plots.COLOURS[4]),
 )  # fmt: skip
@@ -929,7 +930,7 @@ print(f"\n{fewer} epochs: {straight:.1%} as they are, {scrambled:.1%} shuffled, 
 # `hint("4.2")`, then `hint("4.2", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("4.1")
 

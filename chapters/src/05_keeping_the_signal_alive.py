@@ -30,11 +30,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires as mr
-from minires import drawings, nn, plots
+from minires import nn, plots
+from minires.course import drawings
 from minires.data import Loader, Normalise
-from minires.norm import batch_norm_slow
+from minires.norm import batch_norm_simple
 from minires.tensor import topological_order
-from minires.train import evaluate, open_data
+from minires.training.loop import evaluate, open_data
 
 plots.notebook_style()
 data = open_data("auto")
@@ -108,7 +109,7 @@ def signals(net):
         if isinstance(module, nn.ReLU):
             outputs.append(output.retain_grad())
 
-    with nn.observe(net, note):
+    with nn.forward_hook(net, note):
         loss = mr.cross_entropy(net(mr.Tensor(normalise(data.train_images[:64]))), data.train_labels[:64])
     loss.backward()
     return np.array([rms(t.data) for t in outputs]), np.array([rms(t.grad) for t in outputs])
@@ -347,7 +348,7 @@ with np.errstate(invalid="ignore"):
 # itself:
 
 # %%
-print(inspect.getsource(batch_norm_slow))
+print(inspect.getsource(batch_norm_simple))
 
 # %% [markdown]
 # Put it between each convolution and its ReLU, and measure the two signals again. **Predict** all six lines.
@@ -369,7 +370,7 @@ weights = rng.standard_normal((3, 3, 4, 5))
 results = []
 for scale in (1, 10):
     w = mr.Tensor(scale * weights, requires_grad=True)
-    y = batch_norm_slow(mr.conv2d(x, w, padding=1), gamma, beta)
+    y = batch_norm_simple(mr.conv2d(x, w, padding=1), gamma, beta)
     y.backward(upstream)
     results.append((y.data, w.grad))
 (y1, dw1), (y10, dw10) = results
@@ -435,7 +436,7 @@ def likeness(net):
             a = a / np.linalg.norm(a, axis=1, keepdims=True)
             found.append((np.sum(a @ a.T) - len(a)) / (len(a) * (len(a) - 1)))
 
-    with mr.no_grad(), nn.observe(net, note):
+    with mr.no_grad(), nn.forward_hook(net, note):
         net(mr.Tensor(normalise(data.train_images[:64])))
     return found
 
@@ -470,7 +471,7 @@ show_likeness(alike)
 # %%
 x_small = mr.Tensor(rng.standard_normal((6, 3)), requires_grad=True)
 gamma_small, beta_small = (mr.Tensor(rng.standard_normal(3), requires_grad=True) for _ in range(2))
-steps = [t for t in topological_order(batch_norm_slow(x_small, gamma_small, beta_small)) if t.node]
+steps = [t for t in topological_order(batch_norm_simple(x_small, gamma_small, beta_small)) if t.node]
 large = [t.node.name for t in steps if t.shape == x_small.shape]
 print(f"{len(steps)} operations; {len(large)} of them write an array as large as x: {', '.join(large)}")
 
@@ -751,7 +752,7 @@ def seconds(norm):
 
 
 statistics = np.zeros(16, np.float32), np.ones(16, np.float32)
-slow, fast = seconds(batch_norm_slow), seconds(lambda *parameters: mr.batch_norm(*parameters, *statistics))
+slow, fast = seconds(batch_norm_simple), seconds(lambda *parameters: mr.batch_norm(*parameters, *statistics))
 print(f"step by step {1e3 * slow:.0f} ms, fused {1e3 * fast:.0f} ms: {slow / fast:.1f} times as fast")
 
 # %% [markdown]
@@ -1061,7 +1062,7 @@ for name, norms_of_layers in arriving.items():
 # `pytest -m ex5_2` or `python -m minires check 5.2`). Stuck? `hint("5.2")`, then `hint("5.2", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("5.1")
 
@@ -1087,7 +1088,7 @@ hint("5.1")
 #   docstring says how to do that without losing digits.
 # - `minires/nn.py`: `BatchNorm2d` and `LayerNorm`, `train()` and `eval()`, and `observe`, with which this chapter
 #   looked inside.
-# - `minires/optim.py`: `clip_grad_norm`. `minires/train.py`: where the modes are switched in a real loop.
+# - `minires/optim.py`: `clip_grad_norm`. `minires/training/loop.py`: where the modes are switched in a real loop.
 # - **Chapter 6, Plain nets stop improving**: what goes wrong when a plain net with batch norm gets deeper.
 # - Sources: He et al. 2015, "Delving deep into rectifiers" (the factor of a layer); Pascanu et al. 2013, "On the
 #   difficulty of training recurrent neural networks" (cliffs and clipping); Ioffe and Szegedy 2015, "Batch

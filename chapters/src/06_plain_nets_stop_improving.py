@@ -31,12 +31,14 @@ import numpy as np
 from IPython.display import Markdown
 
 import minires as mr
-from minires import drawings, nn, plots, tables
+from minires import nn, plots
+from minires.course import drawings
+from minires.paper import tables
 from minires.conv import conv2d
 from minires.data import Dataset, Normalise
-from minires.experiments import deepen, look_inside
+from minires.paper.experiments import insert_identity_layers, layer_statistics
 from minires.resnet import BasicBlock
-from minires.train import Config, fit, open_data
+from minires.training.loop import Config, fit, open_data
 
 plots.notebook_style()
 results = Path("..", "results")  # what the long experiments have written down
@@ -104,7 +106,7 @@ def train(model, epochs=9):
 
     def watch(run):
         if run.at.images == 0 and run.at.epoch in (0, epochs):  # between two epochs
-            inside[model].append(look_inside(run))
+            inside[model].append(layer_statistics(run))
 
     print(model)
     rows[model] = fit(Config(model=model, epochs=epochs, lr=0.1, **recipe), folder / model, dataset=data, watch=watch)
@@ -236,7 +238,7 @@ for model in ("plain20", "plain56"):
 # "So many layers: the gradient dies on its way." Chapter 5 showed such a net, and what helps: He's initialisation and
 # batch norm. Our plain nets have both. Still, don't believe, measure.
 #
-# `look_inside` (which we gave to the training above) sent one batch through each net before the first step and after
+# `layer_statistics` (which we gave to the training above) sent one batch through each net before the first step and after
 # the last, and wrote down the norm of $\partial L / \partial w$ for each convolution.
 #
 # **Predict.** If gradients vanish in plain-56: in which layers are the norms tiny?
@@ -315,7 +317,7 @@ def twins(model, noise=0.01, images=64):
             maps.setdefault(name, []).append(output.data - output.data.mean(axis=(0, 1, 2)))
 
     for batch in (x, copy):
-        with nn.observe(net, note):
+        with nn.forward_hook(net, note):
             loss = mr.cross_entropy(net(mr.Tensor(batch)), data.train_labels[:images])
         net.zero_grad()
         loss.backward()
@@ -388,7 +390,7 @@ drawings.numbers({"x": image, "kernel": kernel, "conv2d(x)": out.data[0, :, :, 0
 # evaluation mode the new layer does nothing. In training mode it uses the batch's own mean and variance, which differ a
 # little from these: there it does *nearly* nothing. (In exercises 6.4 and 6.5 you write both.)
 #
-# `deepen` does it for a whole net. It takes the trained plain-20 from above and puts 18 blocks of such layers in, six
+# `insert_identity_layers` does it for a whole net. It takes the trained plain-20 from above and puts 18 blocks of such layers in, six
 # at the end of each stage. What comes out is a plain-56.
 #
 # **Predict.** What is the test loss of the deepened net, before any training?
@@ -402,7 +404,7 @@ def go_on(model, lr):
 
     def watch(run):
         if run.at.step == 0:
-            made[model] = deepen(run, folder / "plain20")
+            made[model] = insert_identity_layers(run, folder / "plain20")
 
     config = Config(model=model, epochs=1, lr=lr, schedule="cosine", **recipe)
     return fit(config, folder / f"{model}-from-plain20-{lr}", dataset=data, watch=watch)[-1]
@@ -515,7 +517,7 @@ Markdown(tables.construction(results) or "Not recorded yet. `python -m minires r
 # terminal, `pytest -m ex6_1` or `python -m minires check 6.1`). Stuck? `hint("6.1")`, then `hint("6.1", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("6.1")
 
@@ -538,7 +540,7 @@ hint("6.1")
 # ## Read on
 #
 # - `minires/resnet.py`: `BasicBlock` with `option=None` is the plain block, `_cifar_blocks` the rule $6n + 2$.
-#   `minires/experiments.py`: `look_inside` and `deepen`, which you have used.
+#   `minires/paper/experiments.py`: `layer_statistics` and `insert_identity_layers`, which you have used.
 # - `results/README.md` has all recorded runs; the commands there run them again.
 # - **Chapter 7, Learn the difference**: one plus sign.
 # - K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016: read sections 1 and 3.1

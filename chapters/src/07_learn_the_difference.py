@@ -34,11 +34,13 @@ import numpy as np
 from IPython.display import Markdown
 
 import minires as mr
-from minires import drawings, nn, plots, tables
+from minires import nn, plots
+from minires.course import drawings
+from minires.paper import tables
 from minires.data import Dataset, Normalise
 from minires.functional import add_relu, subsample_and_pad
 from minires.resnet import BasicBlock
-from minires.train import Config, fit, open_data
+from minires.training.loop import Config, fit, open_data
 
 plots.notebook_style()
 results = Path("..", "results")  # what the long experiments have written down
@@ -289,7 +291,7 @@ def gradient_sizes(model, gain, norm):
         if isinstance(module, BasicBlock):
             outputs.append(output.retain_grad())
 
-    with nn.observe(net, note):
+    with nn.forward_hook(net, note):
         loss = mr.cross_entropy(net(mr.Tensor(normalise(data.train_images[:16]))), data.train_labels[:16])
     loss.backward()
     sizes = np.array([np.linalg.norm(output.grad.astype(np.float64)) for output in outputs])
@@ -557,7 +559,7 @@ def sizes(net):
         if isinstance(module, BasicBlock):
             found.append(size(output.data))
 
-    with mr.no_grad(), nn.observe(net, note):
+    with mr.no_grad(), nn.forward_hook(net, note):
         net(mr.Tensor(normalise(data.train_images[:32])))
     return found
 
@@ -668,7 +670,7 @@ show_curves({name: rows[name] for name in ("resnet20", "resnet20, last gamma 0")
 # terminal, `pytest -m ex7_1` or `python -m minires check 7.1`). Stuck? `hint("7.1")`, then `hint("7.1", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("7.1")
 

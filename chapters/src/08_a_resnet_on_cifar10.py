@@ -33,13 +33,14 @@ import numpy as np
 from IPython.display import Markdown
 
 import minires as mr
-from minires import nn, plots, tables
+from minires import nn, plots
+from minires.paper import tables
 from minires.data import Loader, Normalise
 from minires.data.augment import augment
-from minires.experiments import EXPERIMENTS, look_inside
+from minires.paper.experiments import EXPERIMENTS, layer_statistics
 from minires.optim import one_cycle
-from minires.run import PAPER_STEPS, RECIPES, schedule_of
-from minires.train import Config, evaluate, open_data
+from minires.training.run import PAPER_STEPS, RECIPES, schedule_of
+from minires.training.loop import Config, evaluate, open_data
 
 plots.notebook_style()
 RESULTS = Path("..") / "results"  # what was recorded on real CIFAR-10
@@ -67,19 +68,19 @@ RESULTS = Path("..") / "results"  # what was recorded on real CIFAR-10
 # settings in which they differ.
 
 # %%
-fast, paper = Config.of("fast"), Config.of("paper")
+fast, paper = Config.from_recipe("fast"), Config.from_recipe("paper")
 for name in RECIPES["paper"]:
     print(f"{name:14} fast: {getattr(fast, name)!s:12} paper: {getattr(paper, name)}")
 print(f"\nthe paper's {PAPER_STEPS:,} steps are {PAPER_STEPS * 128 / 50_000:.0f} epochs of 50,000 images")
 
 # %% [markdown]
-# (`epochs: None` means the paper's number of steps. `decay_vectors`: whether biases, gamma and beta decay as well.)
+# (`epochs: None` means the paper's number of steps. `decay_bias_and_norm`: whether biases, gamma and beta decay as well.)
 #
 # **Predict.** Draw the learning rate over the steps: for the paper's ResNet-20, for its ResNet-110, and for one cycle.
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(7.5, 3))
-plans = {"paper": Config.of("paper"), "paper, 110 layers": Config.of("paper", model="resnet110"), "fast": fast}
+plans = {"paper": Config.from_recipe("paper"), "paper, 110 layers": Config.from_recipe("paper", model="resnet110"), "fast": fast}
 steps = np.unique(np.concatenate([np.arange(0, 1000, 10), np.arange(0, PAPER_STEPS, 200)]))
 looks = zip(plots.COLOURS, ("-", "--", "-."), (3.5, 1.5, 1.5), strict=False)
 for (name, config), (colour, style, width) in zip(plans.items(), looks, strict=True):
@@ -163,7 +164,7 @@ def train(epochs=24, lr=0.2, weight_decay=5e-4, augment=True, falls=True, seed=0
     loader = Loader(images, labels, 50, normalise=normalise, seed=seed, shuffle=True, augment=augment)
     total, step, rows = epochs * len(loader), 0, []
     schedule = one_cycle(lr, total) if falls else lambda step: lr
-    optimiser = mr.SGD(net.parameters(), lr, 0.9, weight_decay, nesterov=True, decay_vectors=False)
+    optimiser = mr.SGD(net.parameters(), lr, 0.9, weight_decay, nesterov=True, decay_bias_and_norm=False)
     for epoch in range(epochs):
         right = 0
         for x, y in loader.epoch(epoch):
@@ -204,7 +205,7 @@ for row in found["the whole recipe"]:
 # It has seen a thousand images, a hundred of each class, and finds the shape in four out of five new ones. Was it the
 # net, or the recipe? We shall know in a minute.
 #
-# `minires.train.fit` is this same loop, and it also writes checkpoints, goes on where it was stopped, and looks out for
+# `minires.training.loop.fit` is this same loop, and it also writes checkpoints, goes on where it was stopped, and looks out for
 # losses that are not finite. `python -m minires train --recipe fast` calls it.
 #
 # ## 4. Take one away
@@ -288,7 +289,7 @@ print(f"the paper's {PAPER_STEPS:,} steps leave {decay(map(theirs, range(PAPER_S
 #
 # > **The test set is not for choosing.** If you now pick a recipe by this table, its test errors are no longer honest:
 # > you have picked the one that was lucky on these images, too. To choose, put training images aside
-# > (`Config.of("fast", val=True)`: 45,000 and 5,000, as in the paper), and look at the test set once, at the end.
+# > (`Config.from_recipe("fast", val=True)`: 45,000 and 5,000, as in the paper), and look at the test set once, at the end.
 #
 # ## 5. Reading curves
 #
@@ -472,7 +473,7 @@ plots.curves(RESULTS / "paper" / "resnet20")
 def responses(net):
     """Standard deviation of each layer's response to 128 training images, over the layer's number."""
     run = SimpleNamespace(net=net, loader=SimpleNamespace(images=images, labels=labels), normalise=normalise)
-    return tables.by_layer(look_inside(run)["response"].values())
+    return tables.by_layer(layer_statistics(run)["response"].values())
 
 
 before = {model: responses(small_net(model)) for model in ("resnet8", "plain8")}
@@ -534,7 +535,7 @@ for model, total in totals.items():
 #
 # Parameters are small change. Memory is not: the backward pass needs what the layers put out, so all of it is kept
 # until the step is over. ResNet-1202 with 128 images does not fit into many laptops. (Its runs in
-# `minires/experiments.py` take 16 images at a time.)
+# `minires/paper/experiments.py` take 16 images at a time.)
 #
 # And time? A whole run is out of the question here, a single step is not. Measure a step on a few images, and multiply.
 # How far can such an estimate be trusted? The first two lines check it: ResNet-20 on 64 images and on 4.
@@ -596,7 +597,7 @@ def pooled(net, n=32):
         if name == "layer3":
             found.append(output.data.mean((1, 2)))
 
-    with mr.no_grad(), nn.observe(net, see):
+    with mr.no_grad(), nn.forward_hook(net, see):
         net(mr.Tensor(normalise(images[:n])))
     return found[0]
 
@@ -733,7 +734,7 @@ tell("resnet110, last gamma 0", pooled(mr.build("resnet110", zero_init=True)))
 # Stuck? `hint("8.2")`, then `hint("8.2", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("8.1")
 
@@ -757,8 +758,8 @@ hint("8.1")
 #
 # - `minires/data/augment.py`: normalisation and augmentation, without a loop. `minires/data/loader.py`: why every
 #   random draw has a key of its own, so that a run that is stopped and resumed sees the same crops.
-# - `minires/train.py` and `minires/run.py`: the loop, recipes, checkpoints. `minires/optim.py`: the schedules.
-# - `minires/experiments.py` and `minires/tables.py`: how `results/` is made, and how its tables are.
+# - `minires/training/loop.py` and `minires/training/run.py`: the loop, recipes, checkpoints. `minires/optim.py`: the schedules.
+# - `minires/paper/experiments.py` and `minires/paper/tables.py`: how `results/` is made, and how its tables are.
 # - Chapter 9: bottlenecks, and the nets for ImageNet.
 # - Sources: He et al. 2016, "Deep residual learning for image recognition", section 4.2, Table 6, Figures 6 and 7; Lee
 #   et al. 2015, "Deeply-supervised nets" (whose augmentation the paper takes over); Smith and Topin 2018,

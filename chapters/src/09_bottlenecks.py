@@ -32,12 +32,14 @@ import numpy as np
 from IPython.display import Markdown
 
 import minires as mr
-from minires import drawings, nn, plots, tables
-from minires.checkpoint import load_state
+from minires import nn, plots
+from minires.course import drawings
+from minires.paper import tables
+from minires.training.checkpoint import load_state
 from minires.data import Loader, Normalise
 from minires.optim import one_cycle
 from minires.resnet import BasicBlock, Bottleneck
-from minires.train import evaluate, open_data
+from minires.training.loop import evaluate, open_data
 
 plots.notebook_style()
 
@@ -660,7 +662,7 @@ else:
 # `hint("9.1", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("9.1")
 
@@ -684,7 +686,7 @@ hint("9.1")
 #
 # - `minires/resnet.py`: `Bottleneck` beside `BasicBlock`, and `IMAGENET`, the family in seven lines.
 # - `minires/summary.py`: `summarise` sends one picture through the net and writes down what passes.
-# - `minires/checkpoint.py`: the only place where the two layouts meet, and what it takes to read a file that you can't
+# - `minires/training/checkpoint.py`: the only place where the two layouts meet, and what it takes to read a file that you can't
 #   trust.
 # - **Chapter 10, On the GPU**, asks where the time goes, if not into multiply-adds.
 # - Sources: He et al. 2016, sections 3.3 and 4.1, Table 1 and Figure 5; Simonyan and Zisserman 2015, "Very deep

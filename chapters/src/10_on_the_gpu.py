@@ -38,13 +38,15 @@ import numpy as np
 from matplotlib.ticker import LogLocator
 
 import minires as mr
-from minires import doctor, nn, plots, strict
+from minires import nn, plots
+from minires.devices import doctor
+from minires.devices import strict
 from minires.backend import array_module, device_of, fuse, gpu_status, one_blas_thread, to_device, to_host
 from minires.data import Normalise
-from minires.train import open_data
+from minires.training.loop import open_data
 
 plots.notebook_style()
-mr.set_threads(1)  # what is measured here shall not depend on the number of cores
+mr.set_num_threads(1)  # what is measured here shall not depend on the number of cores
 clock = time.thread_time  # nor on other programs: this clock runs only while we compute
 if time.get_clock_info("thread_time").resolution > 1e-6:  # too coarse on Windows
     clock = time.perf_counter
@@ -630,7 +632,7 @@ print(f"operations, forward and backward: {right} of {len(faults)} as with NumPy
 # then `hint("10.1", 2)`.
 
 # %%
-from minires.exercises import check, hint
+from minires.course.exercises import check, hint
 
 check("10.1")
 
@@ -654,8 +656,8 @@ hint("10.1")
 #
 # - `minires/backend.py`: the only file that names CuPy; `array_module`, `to_device`, `fuse`, and `gpu_status`, which
 #   knows five ways in which a GPU can be missing.
-# - `minires/strict.py`: the stand-in, and `counting`.
-# - `minires/doctor.py`: the self-test.
+# - `minires/devices/strict.py`: the stand-in, and `counting`.
+# - `minires/devices/doctor.py`: the self-test.
 # - `benchmarks/README.md`: what made the CPU's side faster, and what did not.
 # - The course ends here. [paper_map.md](paper_map.md) leads through the paper, line by line, and tells what followed
 #   it; [glossary.md](glossary.md) has its words in two languages.

@@ -1,12 +1,12 @@
 """Data sets: CIFAR-10, the built-in Shapes-10, and the loader that feeds them to a net."""
 
 from minires.data.augment import Normalise, augment
-from minires.data.cifar10 import download_cifar10, find_cifar10, load_cifar10, place_of
+from minires.data.cifar10 import download_cifar10, find_cifar10, load_cifar10, data_root
 from minires.data.dataset import DataError, Dataset
 from minires.data.loader import Loader
 from minires.data.shapes10 import shapes10
 
 __all__ = [
     "DataError", "Dataset", "Loader", "Normalise", "augment",
-    "download_cifar10", "find_cifar10", "load_cifar10", "place_of", "shapes10",
+    "download_cifar10", "find_cifar10", "load_cifar10", "data_root", "shapes10",
 ]  # fmt: skip

@@ -35,7 +35,7 @@ URLS = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-BY_HAND = (
+MANUAL_DOWNLOAD = (
     "put cifar-10-python.tar.gz or cifar-10-binary.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html) "
     "into data/, no need to unpack it, or name its folder with --data-dir or MINIRES_DATA"
 )
@@ -53,7 +53,7 @@ MAX_TAR_MEMBERS = 100
 # ---- finding ----
 
 
-def place_of(data_dir: str | Path | None = None) -> Path:
+def data_root(data_dir: str | Path | None = None) -> Path:
     """`data_dir` where given, else what the environment variable MINIRES_DATA names, else `data/` of this folder."""
     return Path(data_dir or os.environ.get("MINIRES_DATA") or "data").expanduser()
 
@@ -61,10 +61,10 @@ def place_of(data_dir: str | Path | None = None) -> Path:
 def find_cifar10(data_dir: str | Path | None = None) -> Path | None:
     """Where CIFAR-10 lies, ready for `load_cifar10`, or None.
 
-    Looks in `place_of(data_dir)`. That may be (or hold) an unpacked `cifar-10-batches-bin` or
+    Looks in `data_root(data_dir)`. That may be (or hold) an unpacked `cifar-10-batches-bin` or
     `cifar-10-batches-py`, or either archive, `cifar-10-binary.tar.gz` or `cifar-10-python.tar.gz`.
     """
-    place = place_of(data_dir)
+    place = data_root(data_dir)
     if place.is_file() or _is_layout(place):
         return place
     for name in FOLDERS + ARCHIVES:
@@ -93,7 +93,7 @@ def load_cifar10(path: str | Path) -> Dataset:
     """
     path = Path(path)
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; {BY_HAND}")
+        raise DataError(f"{path}: no such file or folder; {MANUAL_DOWNLOAD}")
     images = np.empty((6 * PER_BATCH, 32, 32, 3), np.uint8)
     labels = np.empty(6 * PER_BATCH, np.int64)
     seen = set()
@@ -286,7 +286,7 @@ def download_cifar10(
         except (OSError, ValueError, http.client.HTTPException) as error:
             told = "wrong checksum" if "hash" in str(error) else str(error) or type(error).__name__
             failures.append(f"{url.split('/')[2]}: {told}")
-    raise DataError(f"CIFAR-10 could not be downloaded ({'; '.join(failures)}). By hand: {BY_HAND}")
+    raise DataError(f"CIFAR-10 could not be downloaded ({'; '.join(failures)}). By hand: {MANUAL_DOWNLOAD}")
 
 
 def _fetch(url: str, output_file: str, progress: bool, min_speed: float, window: float) -> None:

@@ -1,0 +1,1 @@
+"""What the chapters use: exercises and their checks, grading, and drawings of how things work."""
