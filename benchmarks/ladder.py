@@ -91,8 +91,11 @@ def plot(found: dict[str, float], path: Path) -> None:
     axes = figure.subplots()
     bars = axes.barh(list(found), list(found.values()), color=["#0072B2"] * 5 + ["#E69F00"] * (len(found) - 5))
     axes.bar_label(bars, [f"{ms:,.1f} ms" if ms < 100 else f"{ms:,.0f} ms" for ms in found.values()], padding=4)
-    axes.set(xscale="log", xlim=(min(found.values()) / 3, max(found.values()) * 8),
-             xlabel=f"milliseconds: {N} images, {SIZE}x{SIZE}x{C} to {F} channels, 3x3, forward")  # fmt: skip
+    axes.set(
+        xscale="log",
+        xlim=(min(found.values()) / 3, max(found.values()) * 8),
+        xlabel=f"milliseconds: {N} images, {SIZE}x{SIZE}x{C} to {F} channels, 3x3, forward",
+    )
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

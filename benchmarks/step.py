@@ -30,13 +30,18 @@ def compare(job: Job, peers: list[str], rounds: int, reference: str = "PyTorch")
     names = installed(["minires", *peers])
     times = dict(zip(names, in_turn([(name, job) for name in names], rounds), strict=True))
     found = {name: summary(t, times.get(reference, times["minires"])) for name, t in times.items()}
-    print(f"\n{job.task} {job.model if job.task != 'layer' else f'{job.size}x{job.size}x{job.channels}'}, "
-          f"batch {job.batch}, threads {job.threads}, {rounds} rounds")  # fmt: skip
+    print(
+        f"\n{job.task} {job.model if job.task != 'layer' else f'{job.size}x{job.size}x{job.channels}'}, "
+        f"batch {job.batch}, threads {job.threads}, {rounds} rounds"
+    )
     for name, row in found.items():
         q1, q3 = row["seconds_quartile_1"] * 1e3, row["seconds_quartile_3"] * 1e3
-        print(f"  {name:24}{row['seconds_median'] * 1e3:8.1f} ms  ({q1:.1f} .. {q3:.1f})"
-              f"   ratio to {reference} {row['ratio_median']:.2f} "
-              f"({row['ratio_quartile_1']:.2f} .. {row['ratio_quartile_3']:.2f})", flush=True)  # fmt: skip
+        print(
+            f"  {name:24}{row['seconds_median'] * 1e3:8.1f} ms  ({q1:.1f} .. {q3:.1f})"
+            f"   ratio to {reference} {row['ratio_median']:.2f} "
+            f"({row['ratio_quartile_1']:.2f} .. {row['ratio_quartile_3']:.2f})",
+            flush=True,
+        )
     return found
 
 
@@ -95,8 +100,13 @@ def plot_scaling(found: dict[str, list[list[float]]], path: Path) -> None:
         axes.plot(x, np.polyval(np.polyfit(x, seconds, 1), x), color="#0072B2", label="straight line")
         axes.plot(x, seconds, "o", color="#D55E00", label="measured")
         title = "ResNet-20" if name == "batch" else "batch 128"
-        axes.set(xlabel={"batch": "images a batch", "depth": "layers"}[name], ylabel="seconds a training step",
-                 xlim=(0, None), ylim=(0, None), title=title)  # fmt: skip
+        axes.set(
+            xlabel={"batch": "images a batch", "depth": "layers"}[name],
+            ylabel="seconds a training step",
+            xlim=(0, None),
+            ylim=(0, None),
+            title=title,
+        )
         axes.legend()
     figure.savefig(path, dpi=150)
 
@@ -123,19 +133,27 @@ def table(results: dict[str, Any]) -> str:
         ("the same, one thread", ratio("inference resnet20, one thread"), "1.15"),
         ("ResNet-56 training step / PyTorch eager", ratio("step resnet56"), "1.25"),
         ("bottleneck-164 training step / PyTorch eager", ratio("step bottleneck164"), "1.25"),
-        *((f"dezero / minires, conv + BN + ReLU layer {size}x{size}x{channels}",
-           ratio(f"layer {size}x{size}x{channels}", "dezero", "minires"), "8 or more") for size, channels in STAGES),
+        *(
+            (
+                f"dezero / minires, conv + BN + ReLU layer {size}x{size}x{channels}",
+                ratio(f"layer {size}x{size}x{channels}", "dezero", "minires"),
+                "8 or more",
+            )
+            for size, channels in STAGES
+        ),
         ("peak memory of the step, MiB", f"{memory['minires'] / 2**20:.0f}", f"PyTorch's {memory[eager] / 2**20:.0f}"),
         ("`import minires` / `import numpy`", f"{results['import']['ratio']:.2f}", "1.5"),
         ("one thread / two threads", f"{threads['one']['ratio_median']:.2f}", "1.6 or more"),
     ]
     rows = [f"| {what} | {got} | {aim} |" for what, got, aim in lines]
     about = results["machine"]
-    note = (f"{about['processor']}, {about['cores']} cores, Python {about['python']}, NumPy {about['numpy']} "
-            f"({about['blas']}), "
-            f"PyTorch {about.get('torch', '-')}, dezero {about.get('dezero', '-')}; median of {results['rounds']} "
-            f"rounds and quartiles; a step takes minires {step['minires']['seconds_median'] * 1e3:.0f} ms, "
-            f"PyTorch {step[eager]['seconds_median'] * 1e3:.0f} ms.")  # fmt: skip
+    note = (
+        f"{about['processor']}, {about['cores']} cores, Python {about['python']}, NumPy {about['numpy']} "
+        f"({about['blas']}), "
+        f"PyTorch {about.get('torch', '-')}, dezero {about.get('dezero', '-')}; median of {results['rounds']} "
+        f"rounds and quartiles; a step takes minires {step['minires']['seconds_median'] * 1e3:.0f} ms, "
+        f"PyTorch {step[eager]['seconds_median'] * 1e3:.0f} ms."
+    )
     return "\n".join(["| batch 128 | measured | reach |", "| --- | --- | --- |", *rows, "", note])
 
 
@@ -143,8 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time minires against its peers.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", nargs="+", default=["step", "inference", "deep", "layers", "memory", "import",
-                                                      "threads", "scaling"])  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", default=["step", "inference", "deep", "layers", "memory", "import", "threads", "scaling"]
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw step time over batch size and depth")
     parser.add_argument("--table", type=Path, help="only print the README's table from this file")

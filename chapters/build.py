@@ -106,8 +106,13 @@ def execute(notebook: NotebookNode) -> float:
     metadata = notebook.metadata.copy()
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     environment.pop("MINIRES_DATA", None)  # no CIFAR-10 image may enter a notebook
-    client = NotebookClient(notebook, timeout=MOST_SECONDS, record_timing=False, coalesce_streams=True,
-                            resources={"metadata": {"path": str(CHAPTERS)}})  # fmt: skip
+    client = NotebookClient(
+        notebook,
+        timeout=MOST_SECONDS,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(CHAPTERS)}},
+    )
     began = time.perf_counter()
     client.execute(env=environment)
     seconds = time.perf_counter() - began

@@ -29,10 +29,30 @@ _ON_FIRST_USE = {  # these need libraries that `import minires` shall not wait f
 }
 
 __all__ = [
-    "GradientError", "SGD", "Tensor", "avg_pool2d", "batch_norm", "build", "clip_grad_norm", "concatenate", "conv2d",
-    "cross_entropy", "dropout", "global_avg_pool", "gradcheck", "layer_norm", "linear", "log_softmax", "max_pool2d",
-    "no_grad", "pad", "relu", "set_num_threads", "get_num_threads", *_ON_FIRST_USE,
-]  # fmt: skip
+    "GradientError",
+    "SGD",
+    "Tensor",
+    "avg_pool2d",
+    "batch_norm",
+    "build",
+    "clip_grad_norm",
+    "concatenate",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "global_avg_pool",
+    "gradcheck",
+    "layer_norm",
+    "linear",
+    "log_softmax",
+    "max_pool2d",
+    "no_grad",
+    "pad",
+    "relu",
+    "set_num_threads",
+    "get_num_threads",
+    *_ON_FIRST_USE,
+]
 
 
 register_on_first_use("strict", lambda: import_module("minires.devices.strict"))

@@ -86,8 +86,9 @@ def train(
     """Train a net; figures, curves and weights go to a folder."""
     from minires.training.loop import Config, fit, open_data, read_config
 
-    run = given(model=model, data=data, val=val or None, recipe=recipe, epochs=epochs, batch_size=batch_size,
-                lr=lr, seed=seed)  # fmt: skip
+    run = given(
+        model=model, data=data, val=val or None, recipe=recipe, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+    )
     here = given(data_dir=data_dir and str(data_dir.absolute()), device=device, threads=threads)
     if resume and (run or out):
         names = [f"--{name.replace('_', '-')}" for name in [*run, *(["out"] if out else [])]]
@@ -137,8 +138,10 @@ def evaluate_run(
     net, normalise, info = load_run(run)
     dataset = open_data(info["data"], data_dir or read_config(run).data_dir)
     loss, acc = evaluate(net.to(device or "cpu"), dataset.test_images, dataset.test_labels, normalise)
-    print(f"{info['model']}, {len(dataset.test_images):,} test images of {dataset.name}: "
-          f"loss {loss:.4f}, accuracy {acc:.2%}")  # fmt: skip
+    print(
+        f"{info['model']}, {len(dataset.test_images):,} test images of {dataset.name}: "
+        f"loss {loss:.4f}, accuracy {acc:.2%}"
+    )
 
 
 @app.command()

@@ -260,8 +260,10 @@ def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: 
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"{name}: x has shape {x.shape}, wanted (N, H, W, C), of which only N may be 0")
     if min(kh, kw) < 1 or stride < 1 or padding < 0:
-        raise ValueError(f"{name}: kernel and stride must be 1 or more, padding 0 or more; "
-                         f"got kernel ({kh}, {kw}), stride {stride}, padding {padding}")  # fmt: skip
+        raise ValueError(
+            f"{name}: kernel and stride must be 1 or more, padding 0 or more; "
+            f"got kernel ({kh}, {kw}), stride {stride}, padding {padding}"
+        )
     if x.shape[1] + 2 * padding < kh or x.shape[2] + 2 * padding < kw:
         raise ValueError(f"{name}: the kernel ({kh}, {kw}) is larger than x {x.shape} with padding {padding}")
 

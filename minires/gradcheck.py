@@ -28,8 +28,9 @@ class GradientError(AssertionError):
     """A backward function is wrong; the message says where and how."""
 
 
-def gradcheck(fn: Function, inputs: Sequence[Any], *, eps: float = 1e-6, rtol: float = 1e-5,
-              atol: float = 1e-7, seed: int = 0) -> bool:  # fmt: skip
+def gradcheck(
+    fn: Function, inputs: Sequence[Any], *, eps: float = 1e-6, rtol: float = 1e-5, atol: float = 1e-7, seed: int = 0
+) -> bool:
     """Compare the gradients of `fn(*inputs)` with central differences, for every entry of every input.
 
     fn: takes one Tensor for each input and returns one Tensor; anything else that it needs, it brings along.
@@ -55,8 +56,10 @@ def gradcheck(fn: Function, inputs: Sequence[Any], *, eps: float = 1e-6, rtol: f
     for part, a, b in zip(["output", *names], [first, *grads], [second, *grads_again], strict=False):
         if not np.array_equal(a, b, equal_nan=True):
             part = part if part == "output" else f"gradient for {part}"
-            raise GradientError(f"{op}: a second call differs: the same inputs gave another {part}. Does it "
-                                "draw random numbers, or keep something from the first call?")  # fmt: skip
+            raise GradientError(
+                f"{op}: a second call differs: the same inputs gave another {part}. Does it "
+                "draw random numbers, or keep something from the first call?"
+            )
 
     complaints = []
     for i, (name, got) in enumerate(zip(names, grads, strict=False)):
@@ -102,8 +105,10 @@ def _forward_backward(
     except Exception as error:
         raise GradientError(f"{op}: the backward pass failed: {error}") from error
     if not np.array_equal(u, upstream):
-        raise GradientError(f"{op}: the upstream gradient was overwritten: backward changed the array it was "
-                            "given, which others may hold too; work on a copy")  # fmt: skip
+        raise GradientError(
+            f"{op}: the upstream gradient was overwritten: backward changed the array it was "
+            "given, which others may hold too; work on a copy"
+        )
     refuse_overwriting("backward")
     return op, out.data, [np.zeros_like(t.data) if t.grad is None else t.grad for t in tensors]
 
@@ -133,17 +138,20 @@ def _finite_differences(
     gap = np.abs(above - below)  # by curvature alone: eps times the second derivative
     if (gap > 1e-3 * max(1e-2, np.abs([below, above]).max(initial=0.0))).any():
         at = _largest(gap)
-        raise ValueError(f"{what}{list(at)} = {arrays[i][at]:.6g} sits at a kink or a tie: the slope is "
-                         f"{below[at]:.6g} below it and {above[at]:.6g} above; move the input "
-                         "(away_from_kinks draws arrays without such entries)")  # fmt: skip
+        raise ValueError(
+            f"{what}{list(at)} = {arrays[i][at]:.6g} sits at a kink or a tie: the slope is "
+            f"{below[at]:.6g} below it and {above[at]:.6g} above; move the input "
+            "(away_from_kinks draws arrays without such entries)"
+        )
     return (below + above) / 2
 
 
 # ---- what is wrong with it? -------------------------------------------------------------------------------
 
 
-def diagnose(got: Array | None, wanted: Array, upstream: Array | None = None, *, rtol: float = 1e-5,
-             atol: float = 1e-7) -> str:  # fmt: skip
+def diagnose(
+    got: Array | None, wanted: Array, upstream: Array | None = None, *, rtol: float = 1e-5, atol: float = 1e-7
+) -> str:
     """How the array `got` differs from `wanted`, as the first pattern that fits; "" where they agree.
 
     upstream: the upstream gradient, where `got` is a gradient: did it go missing, or come through as it was?
@@ -231,8 +239,10 @@ def _worst(got: Array, wanted: np.ndarray, rtol: float, atol: float) -> str:
     """Two lines for the message: the worst entry with both values, and the number of wrong ones."""
     miss = np.nan_to_num(np.abs(got - wanted), nan=np.inf)
     at, wrong = _largest(miss), np.count_nonzero(miss > atol + rtol * np.abs(wanted))
-    return (f"  worst at {list(at)}: backward gives {got[at]:.8g}, finite differences give {wanted[at]:.8g}\n"
-            f"  {wrong} of {wanted.size} entries are wrong")  # fmt: skip
+    return (
+        f"  worst at {list(at)}: backward gives {got[at]:.8g}, finite differences give {wanted[at]:.8g}\n"
+        f"  {wrong} of {wanted.size} entries are wrong"
+    )
 
 
 def _largest(x: np.ndarray) -> tuple[int, ...]:

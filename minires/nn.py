@@ -70,8 +70,11 @@ class Module:
         mine = {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
         faults = [f"missing {name}" for name in mine if name not in state]
         faults += [f"left over {name}" for name in state if name not in mine]
-        faults += [f"{name} is {state[name].shape}, wanted {mine[name].shape}"
-                   for name in mine if name in state and state[name].shape != mine[name].shape]  # fmt: skip
+        faults += [
+            f"{name} is {state[name].shape}, wanted {mine[name].shape}"
+            for name in mine
+            if name in state and state[name].shape != mine[name].shape
+        ]
         if faults:
             raise ValueError("load_state_dict: " + "; ".join(faults))
         for name, array in mine.items():
@@ -153,8 +156,17 @@ class Conv2d(Module):
     through conv and ReLU (He et al. 2015, https://arxiv.org/abs/1502.01852). No bias by default: batch norm has one.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = False,
-                 *, rng: np.random.Generator):  # fmt: skip
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+        *,
+        rng: np.random.Generator,
+    ):
         fan_in = kernel * kernel * c_in
         self.weight = parameter(rng.standard_normal((kernel, kernel, c_in, c_out)) * np.sqrt(2 / fan_in))
         self.bias = parameter(np.zeros(c_out)) if bias else None
@@ -188,8 +200,9 @@ class BatchNorm2d(Module):
         self.momentum, self.eps = momentum, eps
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        return batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var,
-                          self.training, self.momentum, self.eps, relu)  # fmt: skip
+        return batch_norm(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.training, self.momentum, self.eps, relu
+        )
 
 
 class LayerNorm(Module):

@@ -68,8 +68,10 @@ def batch_norm(
     xp, x_data = array_module(x.data), x.data
     if training:
         if m < 2:
-            raise ValueError(f"batch_norm: training needs at least 2 numbers a channel, x is {x.shape}; "
-                             "use a larger batch, or net.eval()")  # fmt: skip
+            raise ValueError(
+                f"batch_norm: training needs at least 2 numbers a channel, x is {x.shape}; "
+                "use a larger batch, or net.eval()"
+            )
         mean, var = _moments(x_data)
         _move(running_mean, running_var, mean, var, momentum, m / (m - 1))
     else:
@@ -123,8 +125,9 @@ def _mean_and_variance(xp: Any, k: Array, first: Array, second: Array, m: int) -
 
 
 @fuse("batch_norm_running")
-def _move(xp: Any, running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, unbiased: float
-          ) -> None:  # fmt: skip
+def _move(
+    xp: Any, running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, unbiased: float
+) -> None:
     """The running statistics move towards the batch's, in place."""
     running_mean += momentum * (mean - running_mean)
     running_var += momentum * (var * unbiased - running_var)
@@ -153,8 +156,9 @@ def _through_relu(xp: Any, grad: Array, y: Array | None, out: Array) -> None:
 
 
 @fuse("batch_norm_gradient_constants")
-def _gradient_constants(xp: Any, gx: Array, dbeta: Array, gamma: Array, mean: Array, s: Array, m: int
-                        ) -> tuple[Array, Array, Array]:  # fmt: skip
+def _gradient_constants(
+    xp: Any, gx: Array, dbeta: Array, gamma: Array, mean: Array, s: Array, m: int
+) -> tuple[Array, Array, Array]:
     """dgamma, and a and b, which make dx = scale g + a x + b: the formula's terms, gathered by what they multiply.
 
     gx: the sums of g x. All are (C,).

@@ -19,8 +19,9 @@ Schedule = Callable[[int], float]  # step, counted from 0 -> learning rate
 
 
 @fuse("sgd")
-def sgd(xp: Any, p: Array, v: Array, g: Array, lr: float, momentum: float, decay: float | None,
-        nesterov: bool | None) -> None:  # fmt: skip
+def sgd(
+    xp: Any, p: Array, v: Array, g: Array, lr: float, momentum: float, decay: float | None, nesterov: bool | None
+) -> None:
     """The step at the top of this file: changes a parameter p and its velocity v in place. None: without it."""
     if decay is not None:
         g = g + decay * p
@@ -36,8 +37,15 @@ class SGD:
     decay also holds for parameters of one axis, the biases and batch norm's gamma and beta, as in the paper.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0,
-                 nesterov: bool = False, decay_bias_and_norm: bool = True):  # fmt: skip
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        decay_bias_and_norm: bool = True,
+    ):
         self.params = list(params)
         if not self.params:
             raise ValueError("SGD: params is empty; pass net.parameters()")
@@ -105,7 +113,9 @@ def one_cycle(lr: float, total: int, pct_start: float = 0.25, start_factor: floa
     (after Smith and Topin 2018, https://arxiv.org/abs/1708.07120)."""
     top = max(1, round(pct_start * total))
     fall = max(1, total - top)
-    return lambda step: lr * (start_factor + (1 - start_factor) * step / top if step < top else max(0, total - step) / fall)
+    return lambda step: (
+        lr * (start_factor + (1 - start_factor) * step / top if step < top else max(0, total - step) / fall)
+    )
 
 
 def warmup(schedule: Schedule, steps: int, lr: float) -> Schedule:

@@ -60,11 +60,18 @@ def tint(colour: str, share: float = 0.35) -> tuple[float, float, float]:
 
 def notebook_style() -> None:
     """Give a chapter's own pyplot plots the colours, size and sharpness of the pictures here."""
-    rcParams.update({
-        "axes.prop_cycle": cycler(color=COLOURS), "axes.spines.right": False, "axes.spines.top": False,
-        "figure.constrained_layout.use": True, "figure.dpi": 100, "figure.figsize": (6.4, 3.4), "grid.alpha": 0.3,
-        "legend.frameon": False,
-    })  # fmt: skip
+    rcParams.update(
+        {
+            "axes.prop_cycle": cycler(color=COLOURS),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 100,
+            "figure.figsize": (6.4, 3.4),
+            "grid.alpha": 0.3,
+            "legend.frameon": False,
+        }
+    )
 
 
 def _picture(width: float, height: float) -> Picture:
@@ -107,8 +114,10 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
             row = None
         figures = row.values() if isinstance(row, dict) and row.get("epoch") is not None else [None, ""]
         if not all(value is None or isinstance(value, int | float) for value in figures):
-            raise ValueError(f'{file}, line {number} is damaged: wanted a JSON object with "epoch" and '
-                             f"numbers, got {line[:40]!r}; delete the line to plot the rest")  # fmt: skip
+            raise ValueError(
+                f'{file}, line {number} is damaged: wanted a JSON object with "epoch" and '
+                f"numbers, got {line[:40]!r}; delete the line to plot the rest"
+            )
         rows.append(row)
     if not rows:
         raise ValueError(f"{file} is empty: the run has not ended an epoch yet")
@@ -183,14 +192,20 @@ def errors(panels: Mapping[str, Sequence[str | Path]], path: str | Path | None =
         axes.legend(frameon=False)
     row[0].set_ylabel("error (%)")
     row[0].set_ylim(bottom=0)
-    handles = [Line2D([], [], color=INK, label=name, **style)
-               for name, style in (("training", TRAINING), ("test", TESTING))]  # fmt: skip
+    handles = [
+        Line2D([], [], color=INK, label=name, **style) for name, style in (("training", TRAINING), ("test", TESTING))
+    ]
     figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=2)
     return saved(figure, path)
 
 
-def lines(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, ylabel: str,
-          path: str | Path | None = None, log: bool = False) -> Figure:  # fmt: skip
+def lines(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    xlabel: str,
+    ylabel: str,
+    path: str | Path | None = None,
+    log: bool = False,
+) -> Figure:
     """Panels by title, lines (x, y) by name in each, on one scale; a name looks the same in every panel."""
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     figure = _picture(max(6.4, 4 * len(panels)), 3.8)
@@ -246,8 +261,9 @@ def contact_sheet(dataset: Dataset, path: str | Path | None = None, per_class: i
     return saved(figure, path)
 
 
-def gallery(images: Sequence[np.ndarray], captions: Sequence[str], path: str | Path | None = None,
-            columns: int = 8) -> Figure:  # fmt: skip
+def gallery(
+    images: Sequence[np.ndarray], captions: Sequence[str], path: str | Path | None = None, columns: int = 8
+) -> Figure:
     """Images (H, W, 3) in rows of `columns`, each under its caption."""
     if not 1 <= len(images) <= MOST_IMAGES:
         raise ValueError(f"gallery: one picture shows 1 to {MOST_IMAGES} images, got {len(images)}")
@@ -284,8 +300,12 @@ def filters(w: Any, path: str | Path | None = None, columns: int = 8) -> Figure:
 # ---- answers
 
 
-def prediction(images: Sequence[np.ndarray], names: Sequence[str],
-               found: Sequence[Sequence[tuple[str, float]]], path: str | Path | None = None) -> Figure:  # fmt: skip
+def prediction(
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    found: Sequence[Sequence[tuple[str, float]]],
+    path: str | Path | None = None,
+) -> Figure:
     """Each image (H, W, 3) under its name, and beside it a bar for the probability of each class in `found`,
     as `predict` gives them."""
     if not 1 <= len(images) <= MOST_IMAGES:
@@ -335,8 +355,11 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | Path | None = Non
 # ---- speed
 
 
-def roofline(roofs: Mapping[str, tuple[float, float]], points: Mapping[str, Mapping[str, tuple[float, float]]],
-             path: str | Path | None = None) -> Figure:  # fmt: skip
+def roofline(
+    roofs: Mapping[str, tuple[float, float]],
+    points: Mapping[str, Mapping[str, tuple[float, float]]],
+    path: str | Path | None = None,
+) -> Figure:
     """How fast operations can be, and are: speed over arithmetic intensity, both logarithmic.
 
     roofs: by machine, its peak in GFLOP/s and its memory's bandwidth in GB/s: nothing runs faster than the lower of the
@@ -349,8 +372,15 @@ def roofline(roofs: Mapping[str, tuple[float, float]], points: Mapping[str, Mapp
     axes = figure.add_subplot()
     for i, (name, (peak, bandwidth)) in enumerate(roofs.items()):
         ridge = peak / bandwidth
-        axes.plot([low, ridge, high], [bandwidth * low, peak, peak], color=INK, linewidth=1.6,
-                  linestyle=("-", "--", ":")[i % 3], label=name, gid="roof")  # fmt: skip
+        axes.plot(
+            [low, ridge, high],
+            [bandwidth * low, peak, peak],
+            color=INK,
+            linewidth=1.6,
+            linestyle=("-", "--", ":")[i % 3],
+            label=name,
+            gid="roof",
+        )
     for i, (kind, named) in enumerate(points.items()):
         axes.plot(*zip(*named.values(), strict=True), linestyle="none", markersize=7, label=kind, **_look(i))
         for name, (x, y) in named.items():

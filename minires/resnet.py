@@ -45,8 +45,9 @@ def projection(c_in: int, c_out: int, stride: int, norm: bool, rng: np.random.Ge
     return Sequential(conv, BatchNorm2d(c_out)) if norm else Sequential(conv)
 
 
-def make_shortcut(option: str | None, c_in: int, c_out: int, stride: int, rng: np.random.Generator,
-                  norm: bool = True) -> Module | None:  # fmt: skip
+def make_shortcut(
+    option: str | None, c_in: int, c_out: int, stride: int, rng: np.random.Generator, norm: bool = True
+) -> Module | None:
     """What stands on a block's shortcut; None where x goes through as it is, or where there is no shortcut.
 
     A: identity, and subsampling with zero channels where the shape changes.  B: projection where the shape
@@ -92,8 +93,9 @@ class Bottleneck(Module):
 
     expansion = 4
 
-    def __init__(self, c_in: int, width: int, stride: int, option: str | None, rng: np.random.Generator,
-                 stride_in: str = "3x3"):  # fmt: skip
+    def __init__(
+        self, c_in: int, width: int, stride: int, option: str | None, rng: np.random.Generator, stride_in: str = "3x3"
+    ):
         stride1, stride2 = (stride, 1) if stride_in == "1x1" else (1, stride)
         self.conv1 = Conv2d(c_in, width, 1, stride1, rng=rng)
         self.bn1 = BatchNorm2d(width)
@@ -142,8 +144,9 @@ class PreBottleneck(Module):
 
     expansion = 4
 
-    def __init__(self, c_in: int, width: int, stride: int, option: str | None, rng: np.random.Generator,
-                 stride_in: str = "3x3"):  # fmt: skip
+    def __init__(
+        self, c_in: int, width: int, stride: int, option: str | None, rng: np.random.Generator, stride_in: str = "3x3"
+    ):
         stride1, stride2 = (stride, 1) if stride_in == "1x1" else (1, stride)
         self.bn1 = BatchNorm2d(c_in)
         self.conv1 = Conv2d(c_in, width, 1, stride1, rng=rng)
@@ -181,8 +184,17 @@ class ResNet(Module):
     and ReLU have met the last block's sum, `bn` and one more ReLU follow it.
     """
 
-    def __init__(self, block: Block, blocks: Sequence[int], *, imagenet: bool, classes: int, width: int,
-                 rng: np.random.Generator, **block_options: Any):  # fmt: skip
+    def __init__(
+        self,
+        block: Block,
+        blocks: Sequence[int],
+        *,
+        imagenet: bool,
+        classes: int,
+        width: int,
+        rng: np.random.Generator,
+        **block_options: Any,
+    ):
         pre_activation = block in (PreBasicBlock, PreBottleneck)
         c_in = width
 
@@ -234,8 +246,16 @@ IMAGENET: dict[str, tuple[Block, tuple[int, ...]]] = {  # block, and how many in
 PRE_ACTIVATION: dict[Block, Block] = {BasicBlock: PreBasicBlock, Bottleneck: PreBottleneck}
 
 
-def build(name: str, *, seed: int = 0, classes: int | None = None, shortcut: str | None = None,
-          width: int | None = None, stride_in: str = "3x3", zero_init: bool = False) -> ResNet:  # fmt: skip
+def build(
+    name: str,
+    *,
+    seed: int = 0,
+    classes: int | None = None,
+    shortcut: str | None = None,
+    width: int | None = None,
+    stride_in: str = "3x3",
+    zero_init: bool = False,
+) -> ResNet:
     """A net by name, its weights drawn from `seed`.
 
     resnet18, 34, 50, 101, 152; plain18, 34: the ImageNet nets.
@@ -258,8 +278,10 @@ def build(name: str, *, seed: int = 0, classes: int | None = None, shortcut: str
     """
     match = re.fullmatch(r"(plain|(pre)?(resnet|bottleneck))([1-9][0-9]{0,3})", name)
     if not match:
-        raise ValueError(f"build: no net is called {name!r}; wanted plainN, resnetN, bottleneckN, preresnetN "
-                         "or prebottleneckN, for example resnet20")  # fmt: skip
+        raise ValueError(
+            f"build: no net is called {name!r}; wanted plainN, resnetN, bottleneckN, preresnetN "
+            "or prebottleneckN, for example resnet20"
+        )
     if shortcut not in ("A", "B", "C", None):
         raise ValueError(f"build: shortcut must be 'A', 'B' or 'C', got {shortcut!r}")
     if stride_in not in ("1x1", "3x3"):
@@ -277,8 +299,15 @@ def build(name: str, *, seed: int = 0, classes: int | None = None, shortcut: str
 
     option = None if family == "plain" else shortcut or ("B" if imagenet else "A")
     options = {"option": option} | ({"stride_in": stride_in} if block is Bottleneck else {})
-    net = ResNet(PRE_ACTIVATION[block] if pre else block, blocks, imagenet=imagenet, classes=classes,
-                 width=width, rng=np.random.default_rng(seed), **options)  # fmt: skip
+    net = ResNet(
+        PRE_ACTIVATION[block] if pre else block,
+        blocks,
+        imagenet=imagenet,
+        classes=classes,
+        width=width,
+        rng=np.random.default_rng(seed),
+        **options,
+    )
     if zero_init:
         for _, module in net.modules():
             if isinstance(module, BasicBlock | Bottleneck):
@@ -294,7 +323,9 @@ def _cifar_blocks(family: str, depth: int) -> tuple[Block, tuple[int, ...]]:
     if n < 1 or rest:
         below = max(1, n)
         imagenet = ", ".join(name for name in IMAGENET if name.startswith(family))
-        raise ValueError(f"build: there is no {family}{depth}; wanted a depth of {step}n + 2, the nearest "
-                         f"are {family}{step * below + 2} and {family}{step * (below + 1) + 2}"
-                         f"{f', or an ImageNet net: {imagenet}' if imagenet else ''}")  # fmt: skip
+        raise ValueError(
+            f"build: there is no {family}{depth}; wanted a depth of {step}n + 2, the nearest "
+            f"are {family}{step * below + 2} and {family}{step * (below + 1) + 2}"
+            f"{f', or an ImageNet net: {imagenet}' if imagenet else ''}"
+        )
     return block, (n, n, n)

@@ -63,8 +63,7 @@ class Summary:
         if len(self.stages) == len(self.blocks):
             del parts["stage"]
         head = ("layers", "output", "parameters", "multiply-adds", "memory")
-        groups = [([(title, *head)] if title else []) + [_cells(row) for row in rows]
-                  for title, rows in parts.items()]  # fmt: skip
+        groups = [([(title, *head)] if title else []) + [_cells(row) for row in rows] for title, rows in parts.items()]
         widths = [max(map(len, column)) for column in zip(*sum(groups, []), strict=True)]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         size = _shape(self.input_shape)
@@ -109,8 +108,17 @@ def summarise(net: Module, input_shape: tuple[int, ...] = (32, 32, 3), batch: in
             return
         shape = output.shape[1:]
         adds = prod(shape[:-1]) * module.weight.size if isinstance(module, Conv2d | Linear) else 0
-        layers.append(Row(name, type(module).__name__, kernel(name, module), shape, own, adds,
-                          0 if handed_on else batch * output.data.nbytes))  # fmt: skip
+        layers.append(
+            Row(
+                name,
+                type(module).__name__,
+                kernel(name, module),
+                shape,
+                own,
+                adds,
+                0 if handed_on else batch * output.data.nbytes,
+            )
+        )
 
     like = next(iter(net.parameters()), Tensor(0))
     x = Tensor(to_device(np.zeros((1, *input_shape), like.dtype), device_of(like.data)))
@@ -180,8 +188,15 @@ def _by_block(net: Module, layers: list[Row]) -> list[Row]:
 
 def _sum(name: str, kind: str, kernels: str, rows: Sequence[Row]) -> Row:
     output = next((row.output for row in reversed(rows) if row.output), ())
-    return Row(name, kind, kernels, output, sum(row.parameters for row in rows),
-               sum(row.multiply_adds for row in rows), sum(row.activation_bytes for row in rows))  # fmt: skip
+    return Row(
+        name,
+        kind,
+        kernels,
+        output,
+        sum(row.parameters for row in rows),
+        sum(row.multiply_adds for row in rows),
+        sum(row.activation_bytes for row in rows),
+    )
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -190,7 +205,12 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     kib = row.activation_bytes / 1024
-    memory = (f"{kib / 1024:,.1f} MiB" if kib >= 1024 else
-              f"{kib:.0f} KiB" if kib >= 1 else f"{row.activation_bytes} B")  # fmt: skip
-    return (row.name, row.kernels or row.kind, _shape(row.output),
-            f"{row.parameters:,}", f"{row.multiply_adds:,}", memory)  # fmt: skip
+    memory = f"{kib / 1024:,.1f} MiB" if kib >= 1024 else f"{kib:.0f} KiB" if kib >= 1 else f"{row.activation_bytes} B"
+    return (
+        row.name,
+        row.kernels or row.kind,
+        _shape(row.output),
+        f"{row.parameters:,}",
+        f"{row.multiply_adds:,}",
+        memory,
+    )

@@ -139,8 +139,10 @@ class Tensor:
         xp = array_module(self.data)
         if grad is None:
             if self.size != 1:
-                raise ValueError(f"backward: grad is needed for a tensor of shape {self.shape}; only a single number "
-                                 "has an obvious one (1)")  # fmt: skip
+                raise ValueError(
+                    f"backward: grad is needed for a tensor of shape {self.shape}; only a single number "
+                    "has an obvious one (1)"
+                )
             grad = xp.ones_like(self.data)
         else:
             grad = self._numbers(grad, "backward")
@@ -161,8 +163,10 @@ class Tensor:
             parent_grads = node.backward(grad)
             if not isinstance(parent_grads, tuple) or len(parent_grads) != len(node.parents):
                 came = len(parent_grads) if isinstance(parent_grads, tuple) else type(parent_grads).__name__
-                raise RuntimeError(f"backward of {node.name}: wanted a tuple of {len(node.parents)} gradients, one "
-                                   f"for each input, got {came}")  # fmt: skip
+                raise RuntimeError(
+                    f"backward of {node.name}: wanted a tuple of {len(node.parents)} gradients, one "
+                    f"for each input, got {came}"
+                )
             for parent, g in zip(node.parents, parent_grads, strict=True):
                 if not parent.requires_grad:
                     continue
@@ -210,8 +214,10 @@ class Tensor:
         a, b = x.data, y.data
 
         def backward(grad: Array) -> Gradients:
-            return (unbroadcast(grad * b, x.shape) if x.requires_grad else None,
-                    unbroadcast(grad * a, y.shape) if y.requires_grad else None)  # fmt: skip
+            return (
+                unbroadcast(grad * b, x.shape) if x.requires_grad else None,
+                unbroadcast(grad * a, y.shape) if y.requires_grad else None,
+            )
 
         return Tensor.from_op(a * b, (x, y), backward, "mul")
 
@@ -221,8 +227,10 @@ class Tensor:
         a, b = x.data, y.data
 
         def backward(grad: Array) -> Gradients:
-            return (unbroadcast(grad / b, x.shape) if x.requires_grad else None,
-                    unbroadcast(-grad * a / (b * b), y.shape) if y.requires_grad else None)  # fmt: skip
+            return (
+                unbroadcast(grad / b, x.shape) if x.requires_grad else None,
+                unbroadcast(-grad * a / (b * b), y.shape) if y.requires_grad else None,
+            )
 
         return Tensor.from_op(a / b, (x, y), backward, "div")
 
@@ -265,8 +273,10 @@ class Tensor:
         a, b = x.data, y.data
 
         def backward(grad: Array) -> Gradients:
-            return (unbroadcast(grad @ b.swapaxes(-1, -2), a.shape) if x.requires_grad else None,
-                    unbroadcast(a.swapaxes(-1, -2) @ grad, b.shape) if y.requires_grad else None)  # fmt: skip
+            return (
+                unbroadcast(grad @ b.swapaxes(-1, -2), a.shape) if x.requires_grad else None,
+                unbroadcast(a.swapaxes(-1, -2) @ grad, b.shape) if y.requires_grad else None,
+            )
 
         return Tensor.from_op(a @ b, (x, y), backward, "matmul")
 
@@ -367,8 +377,10 @@ def topological_order(root: Tensor) -> list[Tensor]:
             continue
         seen.add(id(tensor))
         if tensor.node is FREED:
-            raise RuntimeError("backward: this graph was walked already and is gone; compute the loss again (to use "
-                               "two losses of one graph, add them first)")  # fmt: skip
+            raise RuntimeError(
+                "backward: this graph was walked already and is gone; compute the loss again (to use "
+                "two losses of one graph, add them first)"
+            )
         stack.append((tensor, True))
         if tensor.node:
             stack.extend((parent, False) for parent in tensor.node.parents if parent.requires_grad)

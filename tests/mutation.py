@@ -38,11 +38,23 @@ FAST_TESTS = {  # the tests most likely to notice come first
     "norm.py": ["test_operations.py"],
     "optim.py": ["test_optim.py"],
 }
-WIDE = ["-m", "not gpu and not cupy and not slow",
-        "-k", "not torch and not strict and (properties or extremes or nn or optim or _equals or adjoint)",
-        "-p", "_hypothesis_pytestplugin", "--hypothesis-seed=0"]  # fmt: skip
-WIDE_TESTS = ["test_properties.py", "test_extremes.py", "test_nn.py", "test_optim.py", "test_operations.py",
-              "test_tensor.py"]  # fmt: skip
+WIDE = [
+    "-m",
+    "not gpu and not cupy and not slow",
+    "-k",
+    "not torch and not strict and (properties or extremes or nn or optim or _equals or adjoint)",
+    "-p",
+    "_hypothesis_pytestplugin",
+    "--hypothesis-seed=0",
+]
+WIDE_TESTS = [
+    "test_properties.py",
+    "test_extremes.py",
+    "test_nn.py",
+    "test_optim.py",
+    "test_operations.py",
+    "test_tensor.py",
+]
 
 
 def annotations(source):
@@ -83,8 +95,12 @@ class Checkout:
             shutil.copytree(ROOT / part, self.folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", self.folder)
         path = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))
-        self.environment = os.environ | {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-                                         "MINIRES_THREADS": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
+        self.environment = os.environ | {
+            "PYTHONPATH": path,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "MINIRES_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
 
     def write(self, file, source):
         path = self.folder / "minires" / file
@@ -96,8 +112,16 @@ class Checkout:
         """ "" where all tests pass, else the first that failed, or "timeout"."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *options, *tests]
         try:
-            done = subprocess.run(command, cwd=self.folder / "tests", env=self.environment, timeout=limit,
-                                  capture_output=True, text=True, encoding="utf-8", errors="replace")  # fmt: skip
+            done = subprocess.run(
+                command,
+                cwd=self.folder / "tests",
+                env=self.environment,
+                timeout=limit,
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+            )
         except subprocess.TimeoutExpired:
             return "timeout"
         told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]

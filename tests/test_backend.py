@@ -272,8 +272,10 @@ def test_lanes_work_in_a_forked_child():
 
 
 def test_python_ends_while_a_pool_stands():
-    code = ("import numpy as np; from minires.backend import in_lanes, set_num_threads; set_num_threads(3); lanes = []; "
-            "in_lanes(lambda chunks: lanes.append(1), np.empty(6), 10**6); print(len(lanes))")  # fmt: skip
+    code = (
+        "import numpy as np; from minires.backend import in_lanes, set_num_threads; set_num_threads(3); lanes = []; "
+        "in_lanes(lambda chunks: lanes.append(1), np.empty(6), 10**6); print(len(lanes))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("3", 0), done.stderr
 
@@ -323,7 +325,6 @@ def test_another_device_gets_the_whole_batch_at_once(elsewhere):
     shares = []
     in_lanes(lambda chunks: shares.append(list(chunks)), Elsewhere(np.empty(100)), 10**6)
     assert shares == [[slice(0, 100)]]
-
 
 
 @pytest.mark.parametrize("most, asked", [(2**30, [2**30]), (2**25, [2**30, 2**25]), (0, [2**30, 2**25])])

@@ -61,9 +61,17 @@ def test_every_option_reaches_the_config(tmp_path, status_of):
     options = ["--recipe", "paper", "--lr", 0.05, "--seed", 7, "--device", "cpu", "--data", "shapes10"]
     assert status_of(*SMALL, *options, "--val", "--data-dir", "somewhere", "--out", "run") == 0
     assert read_config("run") == Config.from_recipe(
-        "paper", model="resnet8", epochs=2, batch_size=70, threads=1, lr=0.05, seed=7, val=True,
-        data="shapes10", data_dir=str(tmp_path / "somewhere"),
-    )  # fmt: skip
+        "paper",
+        model="resnet8",
+        epochs=2,
+        batch_size=70,
+        threads=1,
+        lr=0.05,
+        seed=7,
+        val=True,
+        data="shapes10",
+        data_dir=str(tmp_path / "somewhere"),
+    )
 
 
 def test_resume_keeps_the_runs_settings(capsys, status_of):
@@ -123,31 +131,34 @@ def test_help_tells_every_command_and_costs_little(capsys, status_of):
 # ---- what goes wrong
 
 
-@pytest.mark.parametrize("arguments, told", [
-    (["train", "resnet21"], "nearest are resnet20 and resnet26"),
-    (["train", "mobilenet"], "mobilenet"),
-    (["train", "--epochs", "0"], "epochs: wanted a whole number from 1 on, got 0"),
-    (["train", "--epochs", "many"], "--epochs"),
-    (["train", "--lr", "nan"], "lr: wanted a number above 0"),
-    (["train", "--batch-size", "1000"], "batch_size"),
-    (["train", "--threads", "0"], "threads: wanted a whole number from 1 on, got 0"),
-    (["train", "--seed", "-1"], "seed"),
-    (["train", "--data", "mnist"], "data: wanted one of auto, cifar10, shapes10"),
-    (["train", "--recipe", "slow"], "recipe: wanted one of fast, paper"),
-    (["train", "--device", "abacus"], "device: wanted one of"),
-    (["train", "--data", "cifar10", "--data-dir", "."], "python -m minires data cifar10"),
-    (["train", "--data", "cifar10"], "python -m minires data cifar10"),
-    (["train", "--resume", "nowhere"], "nowhere holds no run"),
-    (["train", "--out", "a-file"], "a-file"),
-    (["train", "--speed", "9"], "--speed"),
-    (["eval", "nowhere"], "nowhere holds no trained net"),
-    (["eval"], "Missing argument"),
-    (["eval", "a-file"], "a-file holds no trained net"),
-    (["summary", "x"], "'x'"),
-    (["data", "mnist"], "wanted cifar10 or shapes10, got 'mnist'"),
-    (["plot", "nowhere"], "nowhere"),
-    (["fly"], "No such command 'fly'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["train", "resnet21"], "nearest are resnet20 and resnet26"),
+        (["train", "mobilenet"], "mobilenet"),
+        (["train", "--epochs", "0"], "epochs: wanted a whole number from 1 on, got 0"),
+        (["train", "--epochs", "many"], "--epochs"),
+        (["train", "--lr", "nan"], "lr: wanted a number above 0"),
+        (["train", "--batch-size", "1000"], "batch_size"),
+        (["train", "--threads", "0"], "threads: wanted a whole number from 1 on, got 0"),
+        (["train", "--seed", "-1"], "seed"),
+        (["train", "--data", "mnist"], "data: wanted one of auto, cifar10, shapes10"),
+        (["train", "--recipe", "slow"], "recipe: wanted one of fast, paper"),
+        (["train", "--device", "abacus"], "device: wanted one of"),
+        (["train", "--data", "cifar10", "--data-dir", "."], "python -m minires data cifar10"),
+        (["train", "--data", "cifar10"], "python -m minires data cifar10"),
+        (["train", "--resume", "nowhere"], "nowhere holds no run"),
+        (["train", "--out", "a-file"], "a-file"),
+        (["train", "--speed", "9"], "--speed"),
+        (["eval", "nowhere"], "nowhere holds no trained net"),
+        (["eval"], "Missing argument"),
+        (["eval", "a-file"], "a-file holds no trained net"),
+        (["summary", "x"], "'x'"),
+        (["data", "mnist"], "wanted cifar10 or shapes10, got 'mnist'"),
+        (["plot", "nowhere"], "nowhere"),
+        (["fly"], "No such command 'fly'"),
+    ],
+)
 def test_an_error_is_one_line_and_status_2(arguments, told, tmp_path, capsys, status_of):
     (tmp_path / "a-file").touch()
     assert status_of(*arguments) == 2
@@ -173,8 +184,14 @@ REPO = backend.__file__.rpartition(os.sep + "minires" + os.sep)[0]
 
 def start(folder, *arguments):
     command = [sys.executable, "-m", "minires", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "PYTHONPATH": REPO})  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": REPO},
+    )
 
 
 def test_an_unknown_net_ends_the_process_with_status_2_and_no_traceback(tmp_path):

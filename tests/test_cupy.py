@@ -1,7 +1,7 @@
 """The real CuPy, without a GPU: has it all that minires uses, and does NVIDIA's compiler take the fused kernels?
 
-    pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12
-    pytest -m cupy
+pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12
+pytest -m cupy
 """
 
 import ast
@@ -204,18 +204,23 @@ def test_cupy_traces_a_fused_function_and_nvrtc_compiles_the_kernel(name, dtype,
     kernel, arguments = traced(cupy, recorder, name, dtype)
     array, loop, scalar = 1, 2, 3  # kinds of arguments, as CuPy numbers them
     shape = np.broadcast_shapes(*(a.shape for a in arguments if isinstance(a, cupy.ndarray)))
-    infos = [_kernel._ArgInfo(array, cupy.ndarray, a.dtype, len(shape), a.shape == shape, True)
-             if isinstance(a, cupy.ndarray) else _kernel._ArgInfo(scalar, float, np.dtype(type(a)), 0, True, True)
-             for a in arguments]  # fmt: skip
+    infos = [
+        _kernel._ArgInfo(array, cupy.ndarray, a.dtype, len(shape), a.shape == shape, True)
+        if isinstance(a, cupy.ndarray)
+        else _kernel._ArgInfo(scalar, float, np.dtype(type(a)), 0, True, True)
+        for a in arguments
+    ]
     infos += [_kernel._ArgInfo(array, cupy.ndarray, p.dtype, len(shape), True, True) for p in kernel.out_params]
     infos.append(_kernel._ArgInfo(loop, int, None, len(shape), True, True))
     source = _kernel._get_elementwise_kernel_code(
-        tuple(infos), _kernel._TypeMap(()), kernel.params, kernel.operation, kernel.name, kernel.preamble)  # fmt: skip
+        tuple(infos), _kernel._TypeMap(()), kernel.params, kernel.operation, kernel.name, kernel.preamble
+    )
     headers = Path(cupy.__file__).parent / "_core" / "include"
     runtime = Path(importlib.import_module("nvidia.cuda_runtime").__path__[0]) / "include"
     folders = [headers, *(headers / "cupy" / "_cccl").iterdir(), runtime]
-    program = compiler._NVRTCProgram("#include <cupy/complex.cuh>\n#include <cupy/carray.cuh>\n" + source,
-                                     "fused.cu", (), (), method="cubin")  # fmt: skip
+    program = compiler._NVRTCProgram(
+        "#include <cupy/complex.cuh>\n#include <cupy/carray.cuh>\n" + source, "fused.cu", (), (), method="cubin"
+    )
     binary, _ = program.compile(("-arch=sm_80", "--std=c++17", "-default-device", *(f"-I{f}" for f in folders)))
     assert len(binary) > 1000
 
@@ -233,8 +238,10 @@ def on_the_cpu(cupy, recorder, tmp_path_factory):
         heads = [f"{p.ctype} {'*_' if is_array else ''}{p.name}" for p, is_array in params]
         entries = [f"{p.ctype} &{p.name} = _{p.name}[_i];" for p, is_array in params if is_array]
         preamble = re.sub(r"#(include|ifndef NAN|define NAN|endif).*", "", kernel.preamble)
-        source.append(f"namespace n{i} {{ {preamble}\nextern \"C\" void k{i}(long long _n, {', '.join(heads)}) {{\n"
-                      f"for (long long _i = 0; _i < _n; _i++) {{ {' '.join(entries)}\n{kernel.operation}; }} }} }}\n")
+        source.append(
+            f'namespace n{i} {{ {preamble}\nextern "C" void k{i}(long long _n, {", ".join(heads)}) {{\n'
+            f"for (long long _i = 0; _i < _n; _i++) {{ {' '.join(entries)}\n{kernel.operation}; }} }} }}\n"
+        )
         kernels[name, dtype] = f"k{i}", kernel
     code = tmp_path_factory.mktemp("fused") / "fused.cpp"
     code.write_text("".join(source), encoding="utf-8")
@@ -249,15 +256,21 @@ def on_the_cpu(cupy, recorder, tmp_path_factory):
 def test_a_kernel_computes_what_numpy_does(name, dtype, on_the_cpu):
     rng = np.random.default_rng(0)
     function, arguments = FUSED[name]
-    arguments = [rng.uniform(0.2, 2, a).astype(dtype) * (1 if a == C else rng.choice([-1, 1], a).astype(dtype))
-                 if isinstance(a, tuple) else a for a in arguments]  # fmt: skip
+    arguments = [
+        rng.uniform(0.2, 2, a).astype(dtype) * (1 if a == C else rng.choice([-1, 1], a).astype(dtype))
+        if isinstance(a, tuple)
+        else a
+        for a in arguments
+    ]
     shape = np.broadcast_shapes(*(a.shape for a in arguments if isinstance(a, np.ndarray)))
     here = [np.broadcast_to(a, shape).copy() if isinstance(a, np.ndarray) else a for a in arguments if a is not None]
     kernel_function, kernel = on_the_cpu[name, dtype]
     here += [np.empty(shape, dtype) for _ in kernel.out_params]
     kinds = {bool: ctypes.c_bool, int: ctypes.c_longlong, float: ctypes.c_double}
-    kernel_function(ctypes.c_longlong(math.prod(shape)), *(
-        ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else kinds[type(a)](a) for a in here))  # fmt: skip
+    kernel_function(
+        ctypes.c_longlong(math.prod(shape)),
+        *(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else kinds[type(a)](a) for a in here),
+    )
     returned = function(*arguments) or ()
     wanted = [a for a in arguments if isinstance(a, np.ndarray)] + list(returned)
     for a, b in zip(wanted, [a for a in here if isinstance(a, np.ndarray)], strict=True):

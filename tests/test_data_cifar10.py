@@ -52,11 +52,22 @@ def python2_pickle(pixels, labels):
         return b"U" + bytes([len(s)]) + s
 
     array = (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85" + text(b"b") + b"tR"
-        + b"(K\x01K" + bytes([COUNT]) + b"M\x00\x0c\x86cnumpy\ndtype\n(" + text(b"u1") + b"K\x00K\x01tR"
-        + b"(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-        + b"T" + struct.pack("<I", pixels.size) + pixels.tobytes() + b"tb"
-    )  # fmt: skip
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85"
+        + text(b"b")
+        + b"tR"
+        + b"(K\x01K"
+        + bytes([COUNT])
+        + b"M\x00\x0c\x86cnumpy\ndtype\n("
+        + text(b"u1")
+        + b"K\x00K\x01tR"
+        + b"(K\x03"
+        + text(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        + b"T"
+        + struct.pack("<I", pixels.size)
+        + pixels.tobytes()
+        + b"tb"
+    )
     numbers = b"](" + b"".join(b"K" + bytes([n]) for n in labels) + b"e"
     return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + numbers + b"u."
 
@@ -222,10 +233,12 @@ def test_archive_with_strangers(small, tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()
     extra = [
-        member("../evil.txt", b"x"), member(f"{tmp_path}/evil.txt", b"x"), member("./test_batch.bin", b"x"),
+        member("../evil.txt", b"x"),
+        member(f"{tmp_path}/evil.txt", b"x"),
+        member("./test_batch.bin", b"x"),
         member("link", kind=tarfile.SYMTYPE, link="/etc/passwd"),
         member("cifar-10-batches-bin/../data_batch_1.bin", b"x"),
-    ]  # fmt: skip
+    ]
     (inside / "a.tar.gz").write_bytes(binary_archive(small, extra))
     assert_is(load_cifar10(inside / "a.tar.gz"), small)
     assert [p.name for p in tmp_path.rglob("*")] == ["inside", "a.tar.gz"]

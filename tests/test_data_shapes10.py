@@ -57,17 +57,29 @@ def test_no_image_twice():
 def test_inequalities_at_known_points():
     """Inside and outside of each shape, in its own frame: u to the right, v down, radius 1."""
     inside = {
-        "disc": [(0, 0), (0.8, 0)], "ring": [(0.7, 0), (0, -0.7)], "square": [(0.7, 0.7), (0, 0)],
-        "frame": [(0.7, 0.7), (0, -0.7)], "triangle": [(0, 0), (0, 1), (0.9, -0.55)],
-        "star": [(0, 0), (0, -0.9), (0.85, -0.3)], "cross": [(0, 0), (0.9, 0), (0, -0.9)],
-        "crescent": [(-0.8, 0), (0.1, 0.85)], "bars": [(0.5, 0.8), (-0.5, 0)],
+        "disc": [(0, 0), (0.8, 0)],
+        "ring": [(0.7, 0), (0, -0.7)],
+        "square": [(0.7, 0.7), (0, 0)],
+        "frame": [(0.7, 0.7), (0, -0.7)],
+        "triangle": [(0, 0), (0, 1), (0.9, -0.55)],
+        "star": [(0, 0), (0, -0.9), (0.85, -0.3)],
+        "cross": [(0, 0), (0.9, 0), (0, -0.9)],
+        "crescent": [(-0.8, 0), (0.1, 0.85)],
+        "bars": [(0.5, 0.8), (-0.5, 0)],
         "hourglass": [(0, 0.8), (0.7, -0.8)],
-    }  # fmt: skip
+    }
     outside = {
-        "disc": [(0.7, 0.7)], "ring": [(0, 0), (1, 0)], "square": [(0.8, 0)], "frame": [(0, 0), (0.3, 0.3)],
-        "triangle": [(0.9, 0.5), (0, -0.7)], "star": [(0, 0.9), (0.8, 0.5)], "cross": [(0.5, 0.5)],
-        "crescent": [(0.5, 0), (1, 0)], "bars": [(0, 0), (0.9, 0)], "hourglass": [(0.5, 0), (-0.5, 0.2)],
-    }  # fmt: skip
+        "disc": [(0.7, 0.7)],
+        "ring": [(0, 0), (1, 0)],
+        "square": [(0.8, 0)],
+        "frame": [(0, 0), (0.3, 0.3)],
+        "triangle": [(0.9, 0.5), (0, -0.7)],
+        "star": [(0, 0.9), (0.8, 0.5)],
+        "cross": [(0.5, 0.5)],
+        "crescent": [(0.5, 0), (1, 0)],
+        "bars": [(0, 0), (0.9, 0)],
+        "hourglass": [(0.5, 0), (-0.5, 0.2)],
+    }
     for name, shape in SHAPES.items():
         for points, wanted in ((inside, True), (outside, False)):
             u, v = np.array(points[name], np.float32).T

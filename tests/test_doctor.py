@@ -55,10 +55,16 @@ def fake_cupy(driver=12040, devices=1, compute_fault=None):
     cupy.__version__ = "14.2.0"
     cupy.ndarray, cupy.asarray, cupy.asnumpy = FakeArray, lambda x, blocking: FakeArray(x), lambda x: x.array
     cupy.ones = lambda shape, dtype: FakeArray(np.ones(shape, dtype), compute_fault)
-    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(
-        CUDARuntimeError=CUDARuntimeError, getDeviceCount=count, driverGetVersion=lambda: driver,
-        runtimeGetVersion=lambda: 12090, getDevice=lambda: 0, getDeviceProperties=lambda i: {"name": b"NVIDIA T4"},
-    ))  # fmt: skip
+    cupy.cuda = SimpleNamespace(
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            getDeviceCount=count,
+            driverGetVersion=lambda: driver,
+            runtimeGetVersion=lambda: 12090,
+            getDevice=lambda: 0,
+            getDeviceProperties=lambda i: {"name": b"NVIDIA T4"},
+        )
+    )
     return cupy
 
 
@@ -69,11 +75,14 @@ UNUSABLE = {  # CuPy; the state; what the sentence must hold
     "old driver": (fake_cupy(11040, 35), "driver too old", ["CUDA 11.4", "needs 12.0", "nvidia.com/drivers"]),
     "no GPU": (fake_cupy(12040, 100), "no device", ["finds no GPU", "CUDA_VISIBLE_DEVICES", "--gpus all"]),
     "zero GPUs": (fake_cupy(12040, 0), "no device", ["finds no GPU"]),
-    "no cuBLAS": (fake_cupy(compute_fault=NO_CUBLAS), "broken",
-                  ["ImportError: libcublas.so.12: cannot open shared object file see", 'pip install -e ".[gpu]"']),
+    "no cuBLAS": (
+        fake_cupy(compute_fault=NO_CUBLAS),
+        "broken",
+        ["ImportError: libcublas.so.12: cannot open shared object file see", 'pip install -e ".[gpu]"'],
+    ),
     "no NVRTC": (fake_cupy(compute_fault=RuntimeError("libnvrtc.so.12")), "broken", ["libnvrtc.so.12"]),
     "another error": (fake_cupy(12040, 999), "broken", ["CUDA error 999"]),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=UNUSABLE)
@@ -132,9 +141,14 @@ def test_device_gpu_is_refused_with_the_sentence(unusable):
         Linear(2, 3, rng=np.random.default_rng(0)).to("gpu")
 
 
-@pytest.mark.parametrize("command", [
-    ["train", "--device", "gpu"], ["eval", "a-run", "--device", "gpu"], ["doctor", "--gpu-selftest"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--device", "gpu"],
+        ["eval", "a-run", "--device", "gpu"],
+        ["doctor", "--gpu-selftest"],
+    ],
+)
 def test_commands_stop_with_the_sentence_and_status_2(command, unusable, capsys, status_of, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert status_of(*command) == 2
@@ -172,8 +186,10 @@ def test_threads_and_why(monkeypatch):
 
 
 def test_blas_with_and_without_a_library_that_threadpoolctl_knows(monkeypatch):
-    libraries = [{"user_api": "openmp", "internal_api": "openmp", "version": None, "num_threads": 9},
-                 {"user_api": "blas", "internal_api": "mkl", "version": "2026.1", "num_threads": 8}]  # fmt: skip
+    libraries = [
+        {"user_api": "openmp", "internal_api": "openmp", "version": None, "num_threads": 9},
+        {"user_api": "blas", "internal_api": "mkl", "version": "2026.1", "num_threads": 8},
+    ]
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     for room in (run, doctor):
         monkeypatch.setattr(room, "threadpool_info", lambda: libraries)
@@ -198,8 +214,17 @@ class MemoryStatusEx(ctypes.Structure):
     """MEMORYSTATUSEX as Microsoft documents it."""
 
     _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32)] + [
-        (name, ctypes.c_uint64) for name in ("total", "available", "total_page_file", "available_page_file",
-                                             "total_virtual", "available_virtual", "available_extended")]  # fmt: skip
+        (name, ctypes.c_uint64)
+        for name in (
+            "total",
+            "available",
+            "total_page_file",
+            "available_page_file",
+            "total_virtual",
+            "available_virtual",
+            "available_extended",
+        )
+    ]
 
 
 def test_memory_on_windows(monkeypatch, tmp_path):
@@ -256,8 +281,11 @@ def public_operations():
     found = {name.removeprefix("__").removesuffix("__"): f for name, f in vars(Tensor).items()}
     for room in ROOMS:
         found |= {name: f for name, f in vars(room).items() if getattr(f, "__module__", "") == room.__name__}
-    return {name for name, f in found.items()
-            if inspect.isfunction(f) and f.__annotations__.get("return") == "Tensor" and name[0] != "_"}  # fmt: skip
+    return {
+        name
+        for name, f in found.items()
+        if inspect.isfunction(f) and f.__annotations__.get("return") == "Tensor" and name[0] != "_"
+    }
 
 
 def test_the_selftest_has_every_public_operation():
@@ -343,8 +371,11 @@ def test_the_selftest_passes_and_tells_everything(capsys):
     assert "three training steps of ResNet-20: as with NumPy" in text
     assert "FAIL" not in text and re.search(r"^PASS in \d+ s$", text, re.MULTILINE)
     for model in ("ResNet-20", "ResNet-56"):
-        assert re.search(rf"^training {model}: [1-9][\d,]* images/s, with NumPy [1-9][\d,]*; peak memory \d+ MiB$",
-                         text, re.MULTILINE)  # fmt: skip
+        assert re.search(
+            rf"^training {model}: [1-9][\d,]* images/s, with NumPy [1-9][\d,]*; peak memory \d+ MiB$",
+            text,
+            re.MULTILINE,
+        )
     assert f"NumPy {np.__version__}" in text and gpu_status().sentence in text
 
 
@@ -357,12 +388,15 @@ def test_a_fault_in_any_operation_is_found(name, monkeypatch):
     assert doctor.compare_operation(doctor.operations()[name], "strict") == ""
 
 
-@pytest.mark.parametrize("fault, told", [
-    (wrong_output, "the output differs by 1.0e-03 of its largest number"),
-    (not_a_number, "the output differs by nan of its largest number"),
-    (left_on_the_host, "TypeError: the output lies on cpu, wanted strict"),
-    (unsupported, "TypeError: Unsupported type <class 'numpy.ndarray'>"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault, told",
+    [
+        (wrong_output, "the output differs by 1.0e-03 of its largest number"),
+        (not_a_number, "the output differs by nan of its largest number"),
+        (left_on_the_host, "TypeError: the output lies on cpu, wanted strict"),
+        (unsupported, "TypeError: Unsupported type <class 'numpy.ndarray'>"),
+    ],
+)
 def test_the_selftest_names_the_operation_at_fault_and_goes_on(fault, told, monkeypatch, no_training):
     plant(monkeypatch, "max_pool2d", fault)
     passed, text = small_selftest()

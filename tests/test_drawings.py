@@ -78,8 +78,10 @@ def test_graph_arrows_run_right_and_boxes_stand_apart():
     for arrow in with_gid(figure, "edge"):  # and none runs through a box
         points = arrow._path_original.interpolated(8).vertices
         for box in boxes:
-            inside = (abs(points - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
-                      < [box.width / 2 - 0.01, box.height / 2 - 0.01]).all(1)  # fmt: skip
+            inside = (
+                abs(points - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+                < [box.width / 2 - 0.01, box.height / 2 - 0.01]
+            ).all(1)
             assert not inside.any()
 
 
@@ -206,8 +208,9 @@ def test_a_block_pair_differs_by_the_shortcut_alone():
 
 
 def test_blocks_of_a_students_own_net():
-    net = Sequential(nn.Conv2d(3, 8, 3, rng=RNG), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
-                     nn.Linear(8 * 30 * 30, 10, rng=RNG))  # fmt: skip
+    net = Sequential(
+        nn.Conv2d(3, 8, 3, rng=RNG), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 30 * 30, 10, rng=RNG)
+    )
     assert texts(drawings.blocks(net)) == ["image", "3x3, 8", "Flatten", "linear, 10"]
     assert texts(drawings.blocks(nn.Linear(3, 2, rng=RNG))) == ["image", "linear, 2"]
     first, second = nn.Conv2d(3, 8, 3, rng=RNG), nn.Conv2d(8, 9, 3, rng=RNG)

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from minires.course.exercises import Exercise, Wrong, examine, exercises_of, load, make_solution, make_stub, make_wrong, read
+from minires.course.exercises import (
+    Exercise,
+    Wrong,
+    examine,
+    exercises_of,
+    load,
+    make_solution,
+    make_stub,
+    make_wrong,
+    read,
+)
 
 CHAPTERS = Path(__file__).parent.parent / "chapters"
 STEMS = sorted(path.stem for path in (CHAPTERS / "teacher" / "masters").glob("ch*.py"))
@@ -20,8 +30,11 @@ WRONG = {stem: load(read(CHAPTERS / "teacher" / "wrong" / f"{stem}.py"), f"{stem
 EACH = [pytest.param(stem, e, id=f"{stem}-{e.number}-{e.name}") for stem in STEMS for e in EXERCISES[stem]]
 EACH_WRONG = [
     pytest.param(stem, e, wrong, id=f"{stem}-{e.number}-{wrong.mistake}")
-    for stem in STEMS for e in EXERCISES[stem] for wrong in WRONG[stem] if wrong.exercise == e.number
-]  # fmt: skip
+    for stem in STEMS
+    for e in EXERCISES[stem]
+    for wrong in WRONG[stem]
+    if wrong.exercise == e.number
+]
 
 
 # ---- the gates
@@ -48,11 +61,16 @@ def test_a_wrong_answer_gets_its_diagnosis(stem: str, exercise: Exercise, wrong:
     found = examine(exercise, answer, "wrong.py")
     planted = f"{exercise.number}: {wrong.mistake!r} was planted"
     if found.status == "solved":
-        pytest.fail(f"{planted} and passes: the check needs a case that tells it apart\n\n"
-                    f"{wrong.old}\n    became\n{wrong.new}", pytrace=False)  # fmt: skip
+        pytest.fail(
+            f"{planted} and passes: the check needs a case that tells it apart\n\n{wrong.old}\n    became\n{wrong.new}",
+            pytrace=False,
+        )
     if not wrong.fits(found.diagnosis):
-        pytest.fail(f"{planted} and found wrong, but not as expected\nexpected:  {wrong.says}\n"
-                    f"diagnosis: {found.diagnosis}\n\nThe student sees:\n\n{found.text}", pytrace=False)  # fmt: skip
+        pytest.fail(
+            f"{planted} and found wrong, but not as expected\nexpected:  {wrong.says}\n"
+            f"diagnosis: {found.diagnosis}\n\nThe student sees:\n\n{found.text}",
+            pytrace=False,
+        )
     assert len(found.text.splitlines()) <= 24, f"too long for one screen:\n{found.text}"
     assert found.text.startswith("hint: ") and "Traceback" not in found.text
 

@@ -12,10 +12,13 @@ def marks(number: str, stem: str) -> list[pytest.MarkDecorator]:
     return [getattr(pytest.mark, stem[:4]), getattr(pytest.mark, f"ex{number.replace('.', '_')}")]
 
 
-@pytest.mark.parametrize("number", [
-    pytest.param(number, id=f"{number}-{exercise.name}", marks=marks(number, stem))
-    for number, (stem, exercise) in all_exercises().items()
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, id=f"{number}-{exercise.name}", marks=marks(number, stem))
+        for number, (stem, exercise) in all_exercises().items()
+    ],
+)
 def test_exercise(number):
     found = report(number)
     if found.status == "not started":

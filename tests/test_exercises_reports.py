@@ -20,7 +20,9 @@ from minires.nn import Linear
 from minires.tensor import Tensor
 
 CHAPTERS = Path(exercises.__file__).parent.parent / "chapters"
-pytestmark = pytest.mark.skipif(not (CHAPTERS / "teacher" / "masters").is_dir(), reason="a student's copy, without the masters")
+pytestmark = pytest.mark.skipif(
+    not (CHAPTERS / "teacher" / "masters").is_dir(), reason="a student's copy, without the masters"
+)
 
 
 def scaled(x, factor):
@@ -84,24 +86,27 @@ def test_everything_about_a_wrong_answer_is_on_one_screen():
     )
 
 
-@pytest.mark.parametrize("body, says", [
-    ("pass", "it is None: is a `return` missing?"),
-    ("return (x * factor).tolist()", "wrong type: a list, wanted an array"),
-    ("return 'x'", "wrong type: a str, wanted an array"),
-    ("from minires import Tensor\nreturn Tensor(x * factor)", "wrong type: a Tensor, wanted an array"),
-    ("return x * factor, x", "wrong type: a tuple, wanted an array"),
-    ("return 3.0", "wrong type: a float, wanted an array"),
-    ("return 0 * x", "all zero"),
-    ("return (x * factor).T", "transposed"),
-    ("return -x * factor", "constant ratio -1"),
-    ("return x * factor / 0", "NaN or infinity in 9 of 9 entries"),
-    ("return (x * factor)[:1]", "wrong shape: (1, 3), wanted (3, 3)"),
-    ("return (x * factor).astype(np.float64)", "wrong dtype: float64, wanted float32 ... wrong for: float32"),
-    ("return np.sort((x * factor).ravel()).reshape(x.shape)", "the right numbers in another order"),
-    ("x *= factor\nreturn x", "argument x: input modified: your answer changed x"),
-    ("out = x * factor\nx.sort()\nreturn out", "argument x: input modified"),
-    ("return x * factor * (len(x) == 3)", "all zero. wrong for: not square; float32. right for: a square"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        ("pass", "it is None: is a `return` missing?"),
+        ("return (x * factor).tolist()", "wrong type: a list, wanted an array"),
+        ("return 'x'", "wrong type: a str, wanted an array"),
+        ("from minires import Tensor\nreturn Tensor(x * factor)", "wrong type: a Tensor, wanted an array"),
+        ("return x * factor, x", "wrong type: a tuple, wanted an array"),
+        ("return 3.0", "wrong type: a float, wanted an array"),
+        ("return 0 * x", "all zero"),
+        ("return (x * factor).T", "transposed"),
+        ("return -x * factor", "constant ratio -1"),
+        ("return x * factor / 0", "NaN or infinity in 9 of 9 entries"),
+        ("return (x * factor)[:1]", "wrong shape: (1, 3), wanted (3, 3)"),
+        ("return (x * factor).astype(np.float64)", "wrong dtype: float64, wanted float32 ... wrong for: float32"),
+        ("return np.sort((x * factor).ravel()).reshape(x.shape)", "the right numbers in another order"),
+        ("x *= factor\nreturn x", "argument x: input modified: your answer changed x"),
+        ("out = x * factor\nx.sort()\nreturn out", "argument x: input modified"),
+        ("return x * factor * (len(x) == 3)", "all zero. wrong for: not square; float32. right for: a square"),
+    ],
+)
 def test_patterns(body, says):
     found = look_at(body)
     assert found.status == "wrong" and Wrong("9.1", "", "", "", says).fits(found.diagnosis), found.diagnosis
@@ -109,27 +114,30 @@ def test_patterns(body, says):
     assert not found.text.startswith("hint: think")  # a hint for the pattern
 
 
-@pytest.mark.parametrize("wanted, right, wrong, says", [
-    (3, ("3", "np.int64(3)"), "3.0", "wrong type: a float 3.0, wanted a whole number (int)"),
-    (3, ("3",), "4", "another number"),
-    (3, ("3",), "True", "wrong type: a bool, wanted an int"),
-    (0.5, ("0.5", "np.float32(0.5)", "np.array(0.5)"), "0.25", "constant ratio 0.5"),
-    (0.5, ("0.5",), "0.500001", "nearly right"),
-    (0.5, ("0.5",), "float('nan')", "NaN or infinity"),
-    (0.5, ("0.5",), "np.array([0.5])", "wrong type: an array of shape (1,), wanted a float"),
-    (0.0, ("0", "-0.0"), "1e-3", "another number"),
-    (True, ("True", "np.True_"), "1", "wrong type: an int, wanted a bool"),
-    (True, ("True",), "False", "it is False, wanted True"),
-    ("same", ("'same'",), "'full'", "it is 'full', wanted 'same'"),
-    ((1.0, 2.0), ("(1.0, 2.0)", "[1, 2]"), "(1.0, 2.0, 3.0)", "wrong number of results: wanted 2 (dx, dw), got 3"),
-    ((1.0, 2.0), ("(1.0, 2.0)",), "1.0", "wrong number of results: wanted 2 (dx, dw), got a float"),
-    ((1.0, 2.0), ("(1.0, 2.0)",), "(1.0, None)", "dw: it is None"),
-    ((1.0, 2.0), ("(1.0, 2.0)",), "(1.0, 4.0)", "dw: constant ratio 2"),
-    (np.array([True, False]), ("np.array([True, False])",), "np.array([False, False])", "all zero"),
-    (np.array([True, False]), ("np.array([True, False])",), "np.ones(2)", "wrong dtype: float64, wanted bool"),
-    (np.array([3, 1]), ("np.array([3, 1])", "np.array([3, 1], np.int32)"), "np.array([1, 3])", "reversed"),
-    (np.array([3, 1]), ("np.array([3, 1])",), "np.array([3.0, 1.0])", "wrong dtype: float64, wanted int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wanted, right, wrong, says",
+    [
+        (3, ("3", "np.int64(3)"), "3.0", "wrong type: a float 3.0, wanted a whole number (int)"),
+        (3, ("3",), "4", "another number"),
+        (3, ("3",), "True", "wrong type: a bool, wanted an int"),
+        (0.5, ("0.5", "np.float32(0.5)", "np.array(0.5)"), "0.25", "constant ratio 0.5"),
+        (0.5, ("0.5",), "0.500001", "nearly right"),
+        (0.5, ("0.5",), "float('nan')", "NaN or infinity"),
+        (0.5, ("0.5",), "np.array([0.5])", "wrong type: an array of shape (1,), wanted a float"),
+        (0.0, ("0", "-0.0"), "1e-3", "another number"),
+        (True, ("True", "np.True_"), "1", "wrong type: an int, wanted a bool"),
+        (True, ("True",), "False", "it is False, wanted True"),
+        ("same", ("'same'",), "'full'", "it is 'full', wanted 'same'"),
+        ((1.0, 2.0), ("(1.0, 2.0)", "[1, 2]"), "(1.0, 2.0, 3.0)", "wrong number of results: wanted 2 (dx, dw), got 3"),
+        ((1.0, 2.0), ("(1.0, 2.0)",), "1.0", "wrong number of results: wanted 2 (dx, dw), got a float"),
+        ((1.0, 2.0), ("(1.0, 2.0)",), "(1.0, None)", "dw: it is None"),
+        ((1.0, 2.0), ("(1.0, 2.0)",), "(1.0, 4.0)", "dw: constant ratio 2"),
+        (np.array([True, False]), ("np.array([True, False])",), "np.array([False, False])", "all zero"),
+        (np.array([True, False]), ("np.array([True, False])",), "np.ones(2)", "wrong dtype: float64, wanted bool"),
+        (np.array([3, 1]), ("np.array([3, 1])", "np.array([3, 1], np.int32)"), "np.array([1, 3])", "reversed"),
+        (np.array([3, 1]), ("np.array([3, 1])",), "np.array([3.0, 1.0])", "wrong dtype: float64, wanted int"),
+    ],
+)
 def test_results_of_every_kind(wanted, right, wrong, says):
     outputs = ("dx", "dw") if isinstance(wanted, tuple) else ("the result",)
     what = exercise(lambda n: wanted, one(1), outputs=outputs)
@@ -140,11 +148,14 @@ def test_results_of_every_kind(wanted, right, wrong, says):
     is_readable(found.text)
 
 
-@pytest.mark.parametrize("wanted, wrong, way, right", [
-    (np.ones(3), "[1.0, 1.0, 1.0]", "of a list, np.array(...) makes one", "np.array([1.0, 1.0, 1.0])"),
-    (0.5, "np.array([0.5])", "a.item() is the number", "np.array([0.5]).item()"),
-    (3, "7 / 2", "// makes a whole number", "7 // 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wanted, wrong, way, right",
+    [
+        (np.ones(3), "[1.0, 1.0, 1.0]", "of a list, np.array(...) makes one", "np.array([1.0, 1.0, 1.0])"),
+        (0.5, "np.array([0.5])", "a.item() is the number", "np.array([0.5]).item()"),
+        (3, "7 / 2", "// makes a whole number", "7 // 2"),
+    ],
+)
 def test_the_hint_for_a_wrong_type_helps_whatever_is_wanted(wanted, wrong, way, right):
     what = exercise(lambda n: wanted, one(1))
     said = " ".join(look_at(f"return {wrong}", what, "n").text.split())
@@ -195,18 +206,26 @@ def test_a_mistake_that_a_check_raises_is_told_as_it_is():
 # ---- answers that stop, and files that cannot be loaded
 
 
-@pytest.mark.parametrize("body, says", [
-    ("return x @ np.ones((7, 7))", "it stops with ValueError: matmul: Input operand 1 has a mismatch ... "
-                                   "(line 5: return x @ np.ones((7, 7)))"),
-    ("return y", "it stops with NameError: name 'y' is not defined (line 5: return y)"),
-    ("return answer(x, factor)", "it stops with RecursionError"),
-    ("import sys\nsys.exit('bye')", "it stops with sys.exit: bye (line 6: sys.exit('bye'))"),
-    ("raise SystemExit", "it stops with sys.exit"),
-    ("return input()", "it stops with "),
-    ("def inner(a):\n    return a.nothing\nreturn inner(x)", "has no attribute 'nothing' (line 6: return a.nothing)"),
-    ("raise NotImplementedError('exercise 8.2')", "it needs exercise 8.2, which is not started"),
-    ("import minires\nreturn minires.conv2d(x, x)", "(line 6: return minires.conv2d(x, x))"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        (
+            "return x @ np.ones((7, 7))",
+            "it stops with ValueError: matmul: Input operand 1 has a mismatch ... (line 5: return x @ np.ones((7, 7)))",
+        ),
+        ("return y", "it stops with NameError: name 'y' is not defined (line 5: return y)"),
+        ("return answer(x, factor)", "it stops with RecursionError"),
+        ("import sys\nsys.exit('bye')", "it stops with sys.exit: bye (line 6: sys.exit('bye'))"),
+        ("raise SystemExit", "it stops with sys.exit"),
+        ("return input()", "it stops with "),
+        (
+            "def inner(a):\n    return a.nothing\nreturn inner(x)",
+            "has no attribute 'nothing' (line 6: return a.nothing)",
+        ),
+        ("raise NotImplementedError('exercise 8.2')", "it needs exercise 8.2, which is not started"),
+        ("import minires\nreturn minires.conv2d(x, x)", "(line 6: return minires.conv2d(x, x))"),
+    ],
+)
 def test_errors_are_told_with_their_line_and_without_a_traceback(body, says, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     found = look_at(body)
@@ -214,19 +233,22 @@ def test_errors_are_told_with_their_line_and_without_a_traceback(body, says, mon
     is_readable(found.text)
 
 
-@pytest.mark.parametrize("source, says", [
-    ("def answer(x, factor)\n    return x\n", "it cannot be loaded: SyntaxError: expected ':' (line 1: def answer"),
-    ("def answer(x, factor):\nreturn x\n", "it cannot be loaded: IndentationError"),
-    ("import nowhere\n", "ModuleNotFoundError: No module named 'nowhere' (line 1: import nowhere)"),
-    ("from minires import nothing\n", "it cannot be loaded: ImportError"),
-    ("answer = undefined\n", "NameError: name 'undefined' is not defined (line 1: answer = undefined)"),
-    ("import sys\nsys.exit(3)\n", "it cannot be loaded: sys.exit: 3 (line 2: sys.exit(3))"),
-    ("x = 1\0", "it cannot be loaded: "),
-    ("def anwser(x, factor):\n    return x\n", "answer is not in it: a name of the exercise must stay as it was"),
-    ("answer = 3\n", "answer is not in it"),
-    ("", "answer is not in it"),
-    ("def answer(x):\n    return x\n", "TypeError: answer() takes 1 positional argument but 2 were given"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, says",
+    [
+        ("def answer(x, factor)\n    return x\n", "it cannot be loaded: SyntaxError: expected ':' (line 1: def answer"),
+        ("def answer(x, factor):\nreturn x\n", "it cannot be loaded: IndentationError"),
+        ("import nowhere\n", "ModuleNotFoundError: No module named 'nowhere' (line 1: import nowhere)"),
+        ("from minires import nothing\n", "it cannot be loaded: ImportError"),
+        ("answer = undefined\n", "NameError: name 'undefined' is not defined (line 1: answer = undefined)"),
+        ("import sys\nsys.exit(3)\n", "it cannot be loaded: sys.exit: 3 (line 2: sys.exit(3))"),
+        ("x = 1\0", "it cannot be loaded: "),
+        ("def anwser(x, factor):\n    return x\n", "answer is not in it: a name of the exercise must stay as it was"),
+        ("answer = 3\n", "answer is not in it"),
+        ("", "answer is not in it"),
+        ("def answer(x):\n    return x\n", "TypeError: answer() takes 1 positional argument but 2 were given"),
+    ],
+)
 def test_files_that_are_broken(source, says):
     found = examine(exercise(), source, "ch09.py")
     assert found.status == "wrong" and says in found.diagnosis, found.diagnosis
@@ -235,8 +257,11 @@ def test_files_that_are_broken(source, says):
 
 def test_a_stub_is_not_started_and_half_of_one_is_wrong():
     found = look_at('raise NotImplementedError("exercise 9.1")')
-    assert found == ("not started", "", "exercise 9.1 answer: not started\n"
-                                        "It is in ch09.py; for a hint: python -m minires hint 9.1")  # fmt: skip
+    assert found == (
+        "not started",
+        "",
+        "exercise 9.1 answer: not started\nIt is in ch09.py; for a hint: python -m minires hint 9.1",
+    )
     half = look_at('if x.dtype == np.float32:\n    raise NotImplementedError("exercise 9.1")\nreturn x * factor')
     assert half.diagnosis.startswith("the result: a part of it is not started")
     assert "right for: a square; not square" in half.diagnosis
@@ -320,25 +345,34 @@ def test_a_master_makes_stub_solution_and_wrong_answers():
     assert wrong == make_solution(MASTER).replace("return x * factor\n", "return x\n    # really\n")
 
 
-@pytest.mark.parametrize("number, old, new, says", [
-    ("9.1", "x * factor * 2", "x", "old occurs 0 times in the solution, wanted once"),
-    ("9.1", "x * ", "x", "old occurs 2 times"),
-    ("9.1", "9.1: scale", "x", "old occurs 0 times"),  # it stands in the docstring only
-    ("9.2", "return 1", "return 2", "old occurs 2 times"),
-    ("9.2", "x * factor", "x", "old occurs 0 times"),
-    ("9.1", "x * factor", "x * factor", "old and new are the same"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, old, new, says",
+    [
+        ("9.1", "x * factor * 2", "x", "old occurs 0 times in the solution, wanted once"),
+        ("9.1", "x * ", "x", "old occurs 2 times"),
+        ("9.1", "9.1: scale", "x", "old occurs 0 times"),  # it stands in the docstring only
+        ("9.2", "return 1", "return 2", "old occurs 2 times"),
+        ("9.2", "x * factor", "x", "old occurs 0 times"),
+        ("9.1", "x * factor", "x * factor", "old and new are the same"),
+    ],
+)
 def test_a_wrong_answer_must_be_one_change_of_its_own_solution(number, old, new, says):
     with pytest.raises(ValueError, match=says):
         make_wrong(MASTER, BOTH, Wrong(number, "m", old, new, ""))
 
 
-@pytest.mark.parametrize("text, says", [
-    (MASTER.replace("    # end solution", "", 1), "without its `# end solution`"),
-    (MASTER.replace("    # solution", "", 1), "without its `# end solution`"),
-    (MASTER.replace("class Other", "class Another"), "'Another' is not among the chapter's exercises: answer, Other"),
-    (MASTER[: MASTER.index("class")], "no `# solution` and `# end solution` for 9.2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (MASTER.replace("    # end solution", "", 1), "without its `# end solution`"),
+        (MASTER.replace("    # solution", "", 1), "without its `# end solution`"),
+        (
+            MASTER.replace("class Other", "class Another"),
+            "'Another' is not among the chapter's exercises: answer, Other",
+        ),
+        (MASTER[: MASTER.index("class")], "no `# solution` and `# end solution` for 9.2"),
+    ],
+)
 def test_a_master_with_wrong_markers_is_refused(text, says):
     with pytest.raises(ValueError, match=says):
         make_stub(text, BOTH)
@@ -398,16 +432,19 @@ def test_check_one_exercise(tmp_path, monkeypatch, capsys, status_of):
     assert capsys.readouterr().out == out
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (("check", "9.9"), "there is no exercise '9.9'; there are 1.1, 1.2, "),
-    (("check", "1.1", "1.2"), "check: wanted one exercise, or --all with files and folders"),
-    (("check", "--csv"), "--csv goes with --all"),
-    (("check", "--all"), "check --all: wanted Python files, or folders with some"),
-    (("check", "--all", "nowhere"), "check --all: nowhere is not there"),
-    (("hint", "9.9"), "there is no exercise '9.9'"),
-    (("hint", "1.1", "--stage", "9"), "exercise 1.1 has hints 1 to 3, got stage 9"),
-    (("hint", "1.1", "--stage", "0"), "got stage 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (("check", "9.9"), "there is no exercise '9.9'; there are 1.1, 1.2, "),
+        (("check", "1.1", "1.2"), "check: wanted one exercise, or --all with files and folders"),
+        (("check", "--csv"), "--csv goes with --all"),
+        (("check", "--all"), "check --all: wanted Python files, or folders with some"),
+        (("check", "--all", "nowhere"), "check --all: nowhere is not there"),
+        (("hint", "9.9"), "there is no exercise '9.9'"),
+        (("hint", "1.1", "--stage", "9"), "exercise 1.1 has hints 1 to 3, got stage 9"),
+        (("hint", "1.1", "--stage", "0"), "got stage 0"),
+    ],
+)
 def test_mistakes_at_the_command_line_take_one_line(arguments, says, capsys, status_of):
     assert status_of(*arguments) == 2
     out, err = capsys.readouterr()
@@ -505,20 +542,23 @@ def test_grading_a_folder(tmp_path, monkeypatch, capsys, status_of):
     assert "  no chapter    the file's name must hold its chapter" in out
 
 
-@pytest.mark.parametrize("head, line, says", [
-    ("import minires as mr", "mr.relu(x)", "calls minires.relu"),
-    ("import minires", "minires.functional.relu(x).data", "calls minires.functional.relu"),
-    ("from minires.functional import relu as r", "r(x)", "calls minires.functional.relu"),
-    ("from minires import functional", "functional.relu(x)", "calls minires.functional.relu"),
-    ("from minires.functional import *", "relu(x)", "calls minires.functional.*"),
-    ("import torch", "torch.tanh(x)", "calls torch.tanh"),
-    ("import numpy as np", "getattr(__import__('minires'), 're' + 'lu')(x)", "calls __import__"),
-    ("import sys", "sys._getframe(1)", "calls sys._getframe"),
-    ("import math, numpy as np", "math.exp(np.sum(x.data))", ""),
-    ("def relu(x):\n    return x", "relu(x)", ""),
-    ("import minires as mr\n\n\ndef helper(x):\n    return mr.relu(x)", "helper(x)", "calls minires.relu"),
-    ("import minires as mr", "3", ""),  # imported, and not used
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "head, line, says",
+    [
+        ("import minires as mr", "mr.relu(x)", "calls minires.relu"),
+        ("import minires", "minires.functional.relu(x).data", "calls minires.functional.relu"),
+        ("from minires.functional import relu as r", "r(x)", "calls minires.functional.relu"),
+        ("from minires import functional", "functional.relu(x)", "calls minires.functional.relu"),
+        ("from minires.functional import *", "relu(x)", "calls minires.functional.*"),
+        ("import torch", "torch.tanh(x)", "calls torch.tanh"),
+        ("import numpy as np", "getattr(__import__('minires'), 're' + 'lu')(x)", "calls __import__"),
+        ("import sys", "sys._getframe(1)", "calls sys._getframe"),
+        ("import math, numpy as np", "math.exp(np.sum(x.data))", ""),
+        ("def relu(x):\n    return x", "relu(x)", ""),
+        ("import minires as mr\n\n\ndef helper(x):\n    return mr.relu(x)", "helper(x)", "calls minires.relu"),
+        ("import minires as mr", "3", ""),  # imported, and not used
+    ],
+)
 def test_what_an_answer_borrows_is_told(head, line, says):
     source = f"{head}\n\n\ndef tanh(x):\n    from minires.tensor import Tensor\n\n    {line}\n    return Tensor(x)\n"
     assert grading.borrowed("ch01_autograd", "tanh", source) == says

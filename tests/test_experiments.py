@@ -13,7 +13,15 @@ from minires.paper import experiments
 from minires.paper import tables
 from minires.training.checkpoint import load_state, save_weights
 from minires.data import shapes10
-from minires.paper.experiments import EXPERIMENTS, Identity, Training, insert_identity_layers, layer_statistics, read_lines, reproduce
+from minires.paper.experiments import (
+    EXPERIMENTS,
+    Identity,
+    Training,
+    insert_identity_layers,
+    layer_statistics,
+    read_lines,
+    reproduce,
+)
 from minires.nn import BatchNorm2d, Conv2d, forward_hook
 from minires.resnet import build
 from minires.training.run import Config, Run, RunError, schedule_of
@@ -21,8 +29,15 @@ from minires.summary import summarise
 from minires.tensor import Tensor, no_grad
 
 DATA = shapes10(48, 20)
-SMALLER = {"plain20": "plain8", "plain56": "plain14", "resnet20": "resnet8", "resnet56": "resnet14",
-           "bottleneck29": "bottleneck11", "resnet110": "resnet8", "resnet1202": "resnet14"}  # fmt: skip
+SMALLER = {
+    "plain20": "plain8",
+    "plain56": "plain14",
+    "resnet20": "resnet8",
+    "resnet56": "resnet14",
+    "bottleneck29": "bottleneck11",
+    "resnet110": "resnet8",
+    "resnet1202": "resnet14",
+}
 
 
 def small(kind):
@@ -71,8 +86,13 @@ def assert_same_results(results, others):
             (mine, _), (yours, _) = load_state(results / file), load_state(others / file)
             assert all(np.array_equal(array, yours[name]) for name, array in mine.items()), file
         elif file.name in ("metrics.jsonl", "steps.jsonl", "layers.jsonl"):
-            mine, yours = ([{k: v for k, v in row.items() if "seconds" not in k and k != "peak_mib"}
-                            for row in read_lines(root / file)] for root in (results, others))  # fmt: skip
+            mine, yours = (
+                [
+                    {k: v for k, v in row.items() if "seconds" not in k and k != "peak_mib"}
+                    for row in read_lines(root / file)
+                ]
+                for root in (results, others)
+            )
             assert mine == yours, file
 
 
@@ -86,7 +106,13 @@ def test_the_degradation_runs_share_the_papers_recipe_in_ten_epochs(monkeypatch)
     for name, training in runs.items():
         c = training.config
         assert (c.model, c.lr, c.momentum, c.nesterov, c.weight_decay, c.decay_bias_and_norm) == (
-            name, 0.1, 0.9, False, 1e-4, True)  # fmt: skip
+            name,
+            0.1,
+            0.9,
+            False,
+            1e-4,
+            True,
+        )
         assert (c.epochs, c.batch_size, c.seed, c.val, c.augment) == (10, 128, 0, False, True)
         rate = schedule_of(c, 3900)
         assert [rate(s) for s in (0, 1949, 1950, 2924, 2925)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
@@ -119,7 +145,8 @@ def test_every_run_is_written_down_and_leaves_only_what_is_needed(whole):
             assert ("steps.jsonl" in files) == (experiment == "very-deep")
             assert ("begin.json" in files) == (experiment == "construction")
             assert ("model.safetensors" in files) == (
-                experiment in ("fast", "paper") or (experiment, run) == ("degradation", "plain20"))  # fmt: skip
+                experiment in ("fast", "paper") or (experiment, run) == ("degradation", "plain20")
+            )
             assert "checkpoints" not in files
             if isinstance(kind, Training):
                 (session,) = read_lines(out / "sessions.jsonl")
@@ -286,8 +313,15 @@ def trained(tmp_path):
     run = Run(Config(model="plain8", width=8, batch_size=16, threads=1), tmp_path, DATA)
     with no_grad():
         net(Tensor(run.normalise(DATA.train_images)))
-    info = {"model": "plain8", "shortcut": "A", "width": 8, "data": "shapes10", "classes": list(DATA.classes),
-            "mean": run.normalise.mean.tolist(), "scale": run.normalise.scale.tolist()}  # fmt: skip
+    info = {
+        "model": "plain8",
+        "shortcut": "A",
+        "width": 8,
+        "data": "shapes10",
+        "classes": list(DATA.classes),
+        "mean": run.normalise.mean.tolist(),
+        "scale": run.normalise.scale.tolist(),
+    }
     out = tmp_path / "plain8"
     out.mkdir()
     save_weights(net, out / "model.safetensors", info)
@@ -344,12 +378,32 @@ def test_residual_blocks_find_the_identity_and_plain_ones_only_the_mean(tmp_path
 def record(out, model, rows, epochs=10, steps=3900, begin=None, **settings):
     """A run's files, written by hand. rows: of training and test accuracy, an epoch each."""
     out.mkdir(parents=True)
-    config = {"model": model, "shortcut": "A", "width": 16, "recipe": "paper", "epochs": epochs, "batch_size": 128,
-              "lr": 0.1, **settings}  # fmt: skip
+    config = {
+        "model": model,
+        "shortcut": "A",
+        "width": 16,
+        "recipe": "paper",
+        "epochs": epochs,
+        "batch_size": 128,
+        "lr": 0.1,
+        **settings,
+    }
     about = {"config": config, "steps": steps, "dataset": {"train": 50_000}}
     (out / "config.json").write_text(json.dumps(about), encoding="utf-8")
-    lines = [{"epoch": i, "step": 390 * i, "lr": 0.1, "train_loss": 1, "train_acc": a, "test_loss": 1, "test_acc": b,
-              "seconds": 150 * i, "cpu_seconds": 270 * i} for i, (a, b) in enumerate(rows, start=1)]  # fmt: skip
+    lines = [
+        {
+            "epoch": i,
+            "step": 390 * i,
+            "lr": 0.1,
+            "train_loss": 1,
+            "train_acc": a,
+            "test_loss": 1,
+            "test_acc": b,
+            "seconds": 150 * i,
+            "cpu_seconds": 270 * i,
+        }
+        for i, (a, b) in enumerate(rows, start=1)
+    ]
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     if begin:
         (out / "begin.json").write_text(json.dumps(begin), encoding="utf-8")
@@ -367,7 +421,7 @@ def test_the_table_of_runs_tells_what_the_files_hold(tmp_path):
         "| 10 epochs for the paper's 164 |",
         "| paper/resnet20 | resnet20 | 269,722 | 4 of 165 | 10 | 18 | 30.00 | 30.00 | 8.75 "
         "| the paper's recipe, unfinished |",
-    ]  # fmt: skip
+    ]
     assert "degradation/plain20" in tables.TABLES["README"](tmp_path)
 
 
@@ -378,8 +432,12 @@ def test_a_finished_run_of_the_papers_recipe_differs_by_its_seed(tmp_path):
 
 
 def test_what_depth_changes_is_the_difference_of_the_errors(tmp_path):
-    for net, (train, test) in {"plain20": (0.8, 0.75), "plain56": (0.6, 0.65), "resnet20": (0.85, 0.8),
-                               "resnet56": (0.9, 0.82)}.items():  # fmt: skip
+    for net, (train, test) in {
+        "plain20": (0.8, 0.75),
+        "plain56": (0.6, 0.65),
+        "resnet20": (0.85, 0.8),
+        "resnet56": (0.9, 0.82),
+    }.items():
         record(tmp_path / "degradation" / net, net, 10 * [(train, test)])
     lines = tables.depths(tmp_path, "degradation").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
@@ -404,8 +462,15 @@ def test_shortcuts_have_mean_and_deviation_of_finished_runs(tmp_path):
 
 
 def test_construction_begins_where_the_shallow_net_was(tmp_path):
-    record(tmp_path / "construction" / "plain56-rate-0.01", "plain56", 3 * [(0.9, 0.85)], 3, 1170, lr=0.01,
-           begin={"source": "degradation/plain20", "after_test_acc": 0.8})  # fmt: skip
+    record(
+        tmp_path / "construction" / "plain56-rate-0.01",
+        "plain56",
+        3 * [(0.9, 0.85)],
+        3,
+        1170,
+        lr=0.01,
+        begin={"source": "degradation/plain20", "after_test_acc": 0.8},
+    )
     line = tables.construction(tmp_path).splitlines()[2]
     assert line == "| plain56 | the trained plain20 | 0.01 | 20.00 | 10.00 | 15.00 | 3 |"
     assert "3 more epochs with the net of degradation/plain20" in tables.table_of_runs(tmp_path)
@@ -414,23 +479,39 @@ def test_construction_begins_where_the_shallow_net_was(tmp_path):
 def test_gradients_and_weights_are_told_from_the_smallest_to_the_largest_layer(tmp_path):
     out = tmp_path / "degradation" / "plain20"
     record(out, "plain20", 2 * [(0.5, 0.5)])
-    layers = [{"gradient": {"a.conv1": 0.25 + k, "a.conv2": 0.5 + k}, "weight": {"a.conv1": 8 - k, "a.conv2": 4 + k},
-               "response": {"a.conv1": 1 - 0.25 * k, "a.conv2": 0.5}} for k in range(3)]  # fmt: skip
+    layers = [
+        {
+            "gradient": {"a.conv1": 0.25 + k, "a.conv2": 0.5 + k},
+            "weight": {"a.conv1": 8 - k, "a.conv2": 4 + k},
+            "response": {"a.conv1": 1 - 0.25 * k, "a.conv2": 0.5},
+        }
+        for k in range(3)
+    ]
     (out / "layers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in layers), encoding="utf-8")
     assert tables.gradients(tmp_path).splitlines()[2:] == [
-        "| plain20 | 0.25 .. 0.5 | 1.2 .. 1.5 | 2.2 .. 2.5 | 4 .. 8 | 5 .. 7 | 6 .. 6 |"]  # fmt: skip
+        "| plain20 | 0.25 .. 0.5 | 1.2 .. 1.5 | 2.2 .. 2.5 | 4 .. 8 | 5 .. 7 | 6 .. 6 |"
+    ]
     assert tables.responses(tmp_path).splitlines()[2:] == ["| plain20 | 0.500 | 0.500 | 2 of 10 |"]
 
 
 def test_the_first_steps_are_told_where_they_begin_where_the_rate_changes_and_at_the_end(tmp_path):
     out = tmp_path / "very-deep" / "resnet110"
     record(out, "resnet110", [], None, 64_000)
-    steps = [{"step": i, "lr": 0.01 if i <= 50 else 0.1, "train_loss": 4 if i <= 20 else 2 if i <= 50 else 3,
-              "train_acc": 0.1 if i <= 20 else 0.5 if i <= 50 else 0.25, "seconds": 2.5 * i, "peak_mib": 100 + i}
-             for i in range(1, 81)]  # fmt: skip
+    steps = [
+        {
+            "step": i,
+            "lr": 0.01 if i <= 50 else 0.1,
+            "train_loss": 4 if i <= 20 else 2 if i <= 50 else 3,
+            "train_acc": 0.1 if i <= 20 else 0.5 if i <= 50 else 0.25,
+            "seconds": 2.5 * i,
+            "peak_mib": 100 + i,
+        }
+        for i in range(1, 81)
+    ]
     (out / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps), encoding="utf-8")
     assert tables.very_deep(tmp_path).splitlines()[2] == (
-        "| resnet110 | 1,727,962 | 128 | 0.01, then 0.1 | 80 | 2.5 | 180 | 4.00, 10 % | 2.00, 50 % | 3.00, 25 % |")
+        "| resnet110 | 1,727,962 | 128 | 0.01, then 0.1 | 80 | 2.5 | 180 | 4.00, 10 % | 2.00, 50 % | 3.00, 25 % |"
+    )
 
 
 def test_every_table_can_be_made_of_nothing_and_of_everything(whole, tmp_path):
@@ -479,8 +560,9 @@ def test_the_figure_of_errors_holds_the_recorded_curves(whole):
 
 
 def test_lines_keep_their_look_from_panel_to_panel():
-    figure = plots.lines({"one": {"a": ([1, 2], [3, 4]), "b": ([1, 2], [5, 6])}, "two": {"b": ([1, 2], [7, 8])}},
-                         "x", "y", log=True)  # fmt: skip
+    figure = plots.lines(
+        {"one": {"a": ([1, 2], [3, 4]), "b": ([1, 2], [5, 6])}, "two": {"b": ([1, 2], [7, 8])}}, "x", "y", log=True
+    )
     one, two = figure.axes
     assert one.lines[1].get_color() == two.lines[0].get_color() != one.lines[0].get_color()
     assert list(two.lines[0].get_ydata()) == [7, 8] and one.get_yscale() == "log"

@@ -26,7 +26,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minires import plots
-from minires.training.checkpoint import CheckpointError, load_state, load_torch_weights, load_weights, save_state, save_weights
+from minires.training.checkpoint import (
+    CheckpointError,
+    load_state,
+    load_torch_weights,
+    load_weights,
+    save_state,
+    save_weights,
+)
 from minires.data import DataError, load_cifar10, shapes10
 from minires.data import cifar10 as module
 from minires.nn import BatchNorm2d, Conv2d, Linear, Module
@@ -34,8 +41,12 @@ from minires.training.predict import predict, read_image
 from minires.training.run import Config, Run, RunError, load_run, read_config
 from minires.training.loop import fit
 
-FUZZ = settings(deadline=None, derandomize=True, max_examples=100,
-                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+FUZZ = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 MEMORY, SECONDS = 50e6, 5  # the most that reading one of these small files may take
 
 
@@ -100,11 +111,15 @@ def damaged(draw, good):
 
 
 STRANGE = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=4)
     | st.sampled_from([-1, 0, 1, 2**31, 10**9, 10**30, 10**400, 1e300, "resnet8", "resnet9998", "A"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 @st.composite
@@ -196,15 +211,67 @@ def test_cifar10_folders(small, tmp_path, read_safely, data):
 
 
 OPCODES = [
-    b"(", b"]", b"}", b")", b"N", b"K\x01", b"M\x00\x0c", b"J\xff\xff\xff\x7f", b"I9999\n", b"L9999999999L\n",
-    b"F1.5\n", b"U\x04data", b"U\x06labels", b"U\x02u1", b"T\x04\x00\x00\x00abcd", b"X\x01\x00\x00\x00a",
-    b"\x8c\x05numpy", b"\x8c\x07ndarray", b"cnumpy\nndarray\n", b"cnumpy\ndtype\n",
-    b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy._core.multiarray\nscalar\n", b"cos\nsystem\n",
-    b"cbuiltins\neval\n", b"c__main__\nx\n", b"R", b"b", b"t", b"\x85", b"\x86", b"\x87", b"l", b"d", b"e", b"a",
-    b"s", b"u", b"\x81", b"\x92", b"\x93", b"o", b"ios\nsystem\n", b"q\x00", b"h\x00", b"p1\n", b"g1\n",
-    b"]r\xff\xff\xff\xff", b"\x94", b"2", b"0", b"1", b".", b"Pid\n", b"Q", b"\x8d" + b"\xff" * 8,
-    b"\x8e" + b"\xff" * 8, b"\x96" + b"\xff" * 8, b"\x95" + b"\xff" * 8, b"\x8a\xff", b"\x82\x01",
-]  # fmt: skip
+    b"(",
+    b"]",
+    b"}",
+    b")",
+    b"N",
+    b"K\x01",
+    b"M\x00\x0c",
+    b"J\xff\xff\xff\x7f",
+    b"I9999\n",
+    b"L9999999999L\n",
+    b"F1.5\n",
+    b"U\x04data",
+    b"U\x06labels",
+    b"U\x02u1",
+    b"T\x04\x00\x00\x00abcd",
+    b"X\x01\x00\x00\x00a",
+    b"\x8c\x05numpy",
+    b"\x8c\x07ndarray",
+    b"cnumpy\nndarray\n",
+    b"cnumpy\ndtype\n",
+    b"cnumpy.core.multiarray\n_reconstruct\n",
+    b"cnumpy._core.multiarray\nscalar\n",
+    b"cos\nsystem\n",
+    b"cbuiltins\neval\n",
+    b"c__main__\nx\n",
+    b"R",
+    b"b",
+    b"t",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b"l",
+    b"d",
+    b"e",
+    b"a",
+    b"s",
+    b"u",
+    b"\x81",
+    b"\x92",
+    b"\x93",
+    b"o",
+    b"ios\nsystem\n",
+    b"q\x00",
+    b"h\x00",
+    b"p1\n",
+    b"g1\n",
+    b"]r\xff\xff\xff\xff",
+    b"\x94",
+    b"2",
+    b"0",
+    b"1",
+    b".",
+    b"Pid\n",
+    b"Q",
+    b"\x8d" + b"\xff" * 8,
+    b"\x8e" + b"\xff" * 8,
+    b"\x96" + b"\xff" * 8,
+    b"\x95" + b"\xff" * 8,
+    b"\x8a\xff",
+    b"\x82\x01",
+]
 
 
 @FUZZ
@@ -281,12 +348,16 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
     fit(Config.from_recipe("fast", **SMALL), out, dataset=DATA)
     checkpoints = sorted((out / "checkpoints").iterdir())
-    return SimpleNamespace(out=out, config=read_config(out), checkpoints=[path.read_bytes() for path in checkpoints],
-                           states=[load_state(path) for path in checkpoints],
-                           model=(out / "model.safetensors").read_bytes(),
-                           model_state=load_state(out / "model.safetensors"),
-                           about=json.loads((out / "config.json").read_text(encoding="utf-8")),
-                           metrics=(out / "metrics.jsonl").read_text(encoding="utf-8"))  # fmt: skip
+    return SimpleNamespace(
+        out=out,
+        config=read_config(out),
+        checkpoints=[path.read_bytes() for path in checkpoints],
+        states=[load_state(path) for path in checkpoints],
+        model=(out / "model.safetensors").read_bytes(),
+        model_state=load_state(out / "model.safetensors"),
+        about=json.loads((out / "config.json").read_text(encoding="utf-8")),
+        metrics=(out / "metrics.jsonl").read_text(encoding="utf-8"),
+    )
 
 
 def take_up(trained, folder, name, arrays_and_info=None, raw=b""):
@@ -376,11 +447,17 @@ def test_a_trained_net_that_lies_about_itself(trained, tmp_path, read_safely, da
 
 
 LIES = {
-    "a deeper net": {"model": "resnet9998"}, "a larger net": {"model": "resnet50"}, "a wider net": {"width": 3000},
-    "a far wider net": {"width": 10**12}, "many classes": {"classes": ["a"] * 100_000}, "no class": {"classes": []},
-    "a word for classes": {"classes": "abcdefghij"}, "a mean that is NaN": {"mean": [[[np.nan] * 3] * 32] * 32},
-    "a mean of one number": {"mean": 0}, "a scale that overflows": {"scale": [[[1e300] * 3] * 32] * 32},
-}  # fmt: skip
+    "a deeper net": {"model": "resnet9998"},
+    "a larger net": {"model": "resnet50"},
+    "a wider net": {"width": 3000},
+    "a far wider net": {"width": 10**12},
+    "many classes": {"classes": ["a"] * 100_000},
+    "no class": {"classes": []},
+    "a word for classes": {"classes": "abcdefghij"},
+    "a mean that is NaN": {"mean": [[[np.nan] * 3] * 32] * 32},
+    "a mean of one number": {"mean": 0},
+    "a scale that overflows": {"scale": [[[1e300] * 3] * 32] * 32},
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -427,10 +504,15 @@ def pictures():
     exif = Image.Exif()
     exif[0x0112] = 6
     for mode, kind, options in (
-        ("RGB", "PNG", {}), ("RGBA", "PNG", {"exif": exif}), ("L", "PNG", {"bits": 2}), ("I;16", "PNG", {}),
-        ("P", "PNG", {"transparency": 3}), ("RGB", "JPEG", {"exif": exif}), ("L", "JPEG", {"progressive": True}),
+        ("RGB", "PNG", {}),
+        ("RGBA", "PNG", {"exif": exif}),
+        ("L", "PNG", {"bits": 2}),
+        ("I;16", "PNG", {}),
+        ("P", "PNG", {"transparency": 3}),
+        ("RGB", "JPEG", {"exif": exif}),
+        ("L", "JPEG", {"progressive": True}),
         ("CMYK", "JPEG", {}),
-    ):  # fmt: skip
+    ):
         picture = Image.fromarray(pixels)
         picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 250) if mode == "I;16" else picture.convert(mode)
         buffer = io.BytesIO()
@@ -457,12 +539,28 @@ def png_chunk(name, data):
 
 
 @FUZZ
-@given(header=damaged([struct.pack(">IIBBBBB", w, h, depth, colour, 0, 0, lace) for w, h, depth, colour, lace in (
-           (9, 7, 8, 2, 0), (9, 7, 16, 0, 1), (40, 40, 1, 3, 0), (3000, 2, 8, 6, 1), (60_000, 60_000, 8, 2, 0))]),
-       others=st.lists(st.tuples(st.sampled_from([b"PLTE", b"tRNS", b"zTXt", b"iCCP", b"eXIf", b"acTL", b"fdAT"]),
-                                 st.binary(max_size=40) | st.just(b"a\0\0" + zlib.compress(bytes(30_000_000), 9))),
-                       max_size=3),
-       pixels=st.sampled_from([bytes(9999), bytes(100), b""]) | st.binary(max_size=99))  # fmt: skip
+@given(
+    header=damaged(
+        [
+            struct.pack(">IIBBBBB", w, h, depth, colour, 0, 0, lace)
+            for w, h, depth, colour, lace in (
+                (9, 7, 8, 2, 0),
+                (9, 7, 16, 0, 1),
+                (40, 40, 1, 3, 0),
+                (3000, 2, 8, 6, 1),
+                (60_000, 60_000, 8, 2, 0),
+            )
+        ]
+    ),
+    others=st.lists(
+        st.tuples(
+            st.sampled_from([b"PLTE", b"tRNS", b"zTXt", b"iCCP", b"eXIf", b"acTL", b"fdAT"]),
+            st.binary(max_size=40) | st.just(b"a\0\0" + zlib.compress(bytes(30_000_000), 9)),
+        ),
+        max_size=3,
+    ),
+    pixels=st.sampled_from([bytes(9999), bytes(100), b""]) | st.binary(max_size=99),
+)
 def test_pngs_with_right_checksums(tmp_path, read_safely, header, others, pixels):
     path = tmp_path / "cat.png"
     chunks = [(b"IHDR", header), *others, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]

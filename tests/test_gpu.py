@@ -39,8 +39,15 @@ def train_by_hand(device, steps=20):
     """Losses and weights after steps with all that changes them, in float64, where rounding stays small."""
     net = build("resnet8", seed=0).astype(np.float64).to(device)
     opt = SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, decay_bias_and_norm=False)
-    loader = Loader(DATA.train_images, DATA.train_labels, 8, normalise=Normalise.channels(DATA.train_images),
-                    shuffle=True, augment=True, drop_last=True)  # fmt: skip
+    loader = Loader(
+        DATA.train_images,
+        DATA.train_labels,
+        8,
+        normalise=Normalise.channels(DATA.train_images),
+        shuffle=True,
+        augment=True,
+        drop_last=True,
+    )
     rate, losses, norms = one_cycle(0.1, steps), [], []
     for step, (x, y) in zip(range(steps), loader.epoch(), strict=False):
         opt.lr = rate(step)

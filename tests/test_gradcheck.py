@@ -45,13 +45,16 @@ def test_lists_float32_and_tensors_are_taken_and_left_alone():
     assert tensor.grad is None
 
 
-@pytest.mark.parametrize("fn, x", [
-    (lambda x: 1 / x, [0.05, -0.1, 3.0]),
-    (lambda x: x.log(), [0.01, 1.0]),
-    (lambda x: (x * 5.0).exp(), [2.0, -2.0]),
-    (lambda x: x * x, [0.0, 0.0]),
-    (lambda x: x**4, [0.0, 1e-3]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fn, x",
+    [
+        (lambda x: 1 / x, [0.05, -0.1, 3.0]),
+        (lambda x: x.log(), [0.01, 1.0]),
+        (lambda x: (x * 5.0).exp(), [2.0, -2.0]),
+        (lambda x: x * x, [0.0, 0.0]),
+        (lambda x: x**4, [0.0, 1e-3]),
+    ],
+)
 def test_strong_curvature_is_no_kink(fn, x):
     assert gradcheck(fn, [np.array(x)])
 
@@ -172,49 +175,58 @@ def padded_and_cropped_at_the_corner(x):
     return np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, :4, :4]
 
 
-@pytest.mark.parametrize("got, words", [
-    (SQUARE, ""),
-    (SQUARE + 1e-9, ""),
-    (None, "none arrived (None)"),
-    (SQUARE * 0, "all zero"),
-    (SQUARE * 0.5, "constant ratio 0.5:"),
-    (-SQUARE, "constant ratio -1:"),
-    (SQUARE.transpose(0, 2, 1, 3), "transposed: its axes stand in the order (0, 2, 1, 3)"),
-    (SQUARE.transpose(3, 0, 1, 2), "transposed: its axes stand in the order (3, 0, 1, 2)"),
-    (SQUARE[:1], "wrong shape: (1, 4, 4, 3), wanted (2, 4, 4, 3)"),
-    (SQUARE.astype(np.float32), "wrong dtype: float32, wanted float64"),
-    (changed(SQUARE, (0, 1, 2, 0), np.nan), "NaN or infinity in 1 of 96 entries"),
-    (changed(SQUARE, (0, 1), np.inf), "NaN or infinity in 12 of 96 entries"),
-    (SQUARE[:, ::-1, ::-1], "reversed along axes (1, 2)"),
-    (SQUARE[..., ::-1], "reversed along axes (3,)"),
-    (padded_and_cropped_at_the_corner(SQUARE), "shifted by 1 along axes (1, 2)"),
-    (np.roll(SQUARE, -1, 1), "shifted by -1 along axes (1,)"),
-    (SQUARE + np.array([1.0, 0.0, -2.0]), "off by one constant per channel"),
-    (SQUARE * np.array([1.0, 0.5, -2.0]), "one factor too much or missing per channel"),
-    (changed(SQUARE, (slice(None), 0), 7.0), "only the borders are wrong"),
-    (changed(SQUARE, (slice(None), slice(None), -1), 7.0), "only the borders are wrong"),
-    (changed(SQUARE, (0, 1, 1), 0.0), "zero where it should not be, right elsewhere"),
-    (changed(SQUARE, (0, 1, 1), 7.0), "it follows no pattern"),
-    (SQUARE.reshape(2, 4, 3, 4).swapaxes(2, 3), "the right numbers in another order"),
-    (changed(SQUARE, 1, 7.0), "right for the first entry of axis 0, wrong after it"),
-    (changed(SQUARE, (1, 1, 2), 7.0), "it follows no pattern"),
-    (changed(SQUARE, 0, 7.0), "it follows no pattern"),
-    (changed(SQUARE, (1, 1, 2), SQUARE[1, 1, 2] + 2e-3), "nearly right: off by 0.0009 of the largest entry, or less"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "got, words",
+    [
+        (SQUARE, ""),
+        (SQUARE + 1e-9, ""),
+        (None, "none arrived (None)"),
+        (SQUARE * 0, "all zero"),
+        (SQUARE * 0.5, "constant ratio 0.5:"),
+        (-SQUARE, "constant ratio -1:"),
+        (SQUARE.transpose(0, 2, 1, 3), "transposed: its axes stand in the order (0, 2, 1, 3)"),
+        (SQUARE.transpose(3, 0, 1, 2), "transposed: its axes stand in the order (3, 0, 1, 2)"),
+        (SQUARE[:1], "wrong shape: (1, 4, 4, 3), wanted (2, 4, 4, 3)"),
+        (SQUARE.astype(np.float32), "wrong dtype: float32, wanted float64"),
+        (changed(SQUARE, (0, 1, 2, 0), np.nan), "NaN or infinity in 1 of 96 entries"),
+        (changed(SQUARE, (0, 1), np.inf), "NaN or infinity in 12 of 96 entries"),
+        (SQUARE[:, ::-1, ::-1], "reversed along axes (1, 2)"),
+        (SQUARE[..., ::-1], "reversed along axes (3,)"),
+        (padded_and_cropped_at_the_corner(SQUARE), "shifted by 1 along axes (1, 2)"),
+        (np.roll(SQUARE, -1, 1), "shifted by -1 along axes (1,)"),
+        (SQUARE + np.array([1.0, 0.0, -2.0]), "off by one constant per channel"),
+        (SQUARE * np.array([1.0, 0.5, -2.0]), "one factor too much or missing per channel"),
+        (changed(SQUARE, (slice(None), 0), 7.0), "only the borders are wrong"),
+        (changed(SQUARE, (slice(None), slice(None), -1), 7.0), "only the borders are wrong"),
+        (changed(SQUARE, (0, 1, 1), 0.0), "zero where it should not be, right elsewhere"),
+        (changed(SQUARE, (0, 1, 1), 7.0), "it follows no pattern"),
+        (SQUARE.reshape(2, 4, 3, 4).swapaxes(2, 3), "the right numbers in another order"),
+        (changed(SQUARE, 1, 7.0), "right for the first entry of axis 0, wrong after it"),
+        (changed(SQUARE, (1, 1, 2), 7.0), "it follows no pattern"),
+        (changed(SQUARE, 0, 7.0), "it follows no pattern"),
+        (
+            changed(SQUARE, (1, 1, 2), SQUARE[1, 1, 2] + 2e-3),
+            "nearly right: off by 0.0009 of the largest entry, or less",
+        ),
+    ],
+)
 def test_diagnose(got, words):
     said = diagnose(got, SQUARE)
     assert said.startswith(words) and bool(said) == bool(words)
 
 
-@pytest.mark.parametrize("got, wanted, words", [
-    (0.25, 0.5, "constant ratio 0.5:"),
-    (-0.5, 0.5, "constant ratio -1:"),
-    (64.0, 0.5, "constant ratio 128:"),
-    (0.7, 0.5, "another number"),
-    (0.7, 0.0, "another number"),
-    (700.0, 0.5, "another number"),  # 1,400 times as much is no forgotten count
-    (0.501, 0.5, "nearly right: off by 0.002 of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "got, wanted, words",
+    [
+        (0.25, 0.5, "constant ratio 0.5:"),
+        (-0.5, 0.5, "constant ratio -1:"),
+        (64.0, 0.5, "constant ratio 128:"),
+        (0.7, 0.5, "another number"),
+        (0.7, 0.0, "another number"),
+        (700.0, 0.5, "another number"),  # 1,400 times as much is no forgotten count
+        (0.501, 0.5, "nearly right: off by 0.002 of"),
+    ],
+)
 def test_two_single_numbers_have_a_ratio_only_where_it_says_something(got, wanted, words):
     for shape in ((), (1,), (1, 1)):
         assert diagnose(np.full(shape, got), np.full(shape, wanted)).startswith(words)
@@ -239,8 +251,11 @@ def test_diagnose_with_the_upstream_gradient():
 
 
 @settings(deadline=None, max_examples=50)
-@given(seed=st.integers(0, 10**6), shape=st.lists(st.integers(0, 4), max_size=4).map(tuple),
-       other=st.lists(st.integers(0, 4), max_size=4).map(tuple))  # fmt: skip
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.lists(st.integers(0, 4), max_size=4).map(tuple),
+    other=st.lists(st.integers(0, 4), max_size=4).map(tuple),
+)
 def test_diagnose_has_words_for_any_two_arrays(seed, shape, other):
     rng = np.random.default_rng(seed)
     wanted, got = rng.standard_normal(shape), rng.standard_normal(other)

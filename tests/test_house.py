@@ -11,9 +11,25 @@ import minires
 
 HOUSE = Path(minires.__file__).parent
 ORDER = [  # a room may import from those before it; `data` is a folder of modules
-    "backend", "tensor", "gradcheck", "functional", "conv", "norm", "nn", "resnet", "optim",
-    "summary", "data", "devices", "training", "plots", "paper", "course", "cli", "__main__",
-]  # fmt: skip
+    "backend",
+    "tensor",
+    "gradcheck",
+    "functional",
+    "conv",
+    "norm",
+    "nn",
+    "resnet",
+    "optim",
+    "summary",
+    "data",
+    "devices",
+    "training",
+    "plots",
+    "paper",
+    "course",
+    "cli",
+    "__main__",
+]
 LIGHT = {"numpy", "threadpoolctl"}  # beside Python's own library, all that may be loaded at once
 MAY_BE_HEAVY = {"plots", "course", "cli", "__main__"}  # nothing light imports these: heavy ones may stand on top
 MODULES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")
@@ -91,4 +107,10 @@ def test_only_backend_imports_or_uses_cupy(module):
 
 def test_each_room_is_listed_once_and_only_data_is_a_folder():
     assert len(set(ORDER)) == len(ORDER)
-    assert {p.name for p in HOUSE.iterdir() if p.is_dir() and re.match("[a-z]", p.name)} <= {"data", "devices", "training", "paper", "course"}
+    assert {p.name for p in HOUSE.iterdir() if p.is_dir() and re.match("[a-z]", p.name)} <= {
+        "data",
+        "devices",
+        "training",
+        "paper",
+        "course",
+    }

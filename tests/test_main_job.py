@@ -22,8 +22,13 @@ real_data = pytest.mark.skipif(not DATA_DIR, reason="MINIRES_DATA does not name 
 
 def command(folder: Path, *arguments: object) -> str:
     repo = str(Path(minires.__file__).parent.parent)
-    done = subprocess.run([sys.executable, "-m", "minires", *map(str, arguments)], cwd=folder, text=True,
-                          capture_output=True, env={**os.environ, "PYTHONPATH": repo})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "minires", *map(str, arguments)],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": repo},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,8 +71,10 @@ def test_the_command_that_a_newcomer_types_and_eval_agree(tmp_path):
 def test_auto_finds_cifar10():
     data = open_data("auto")
     assert (data.name, data.train_images.shape, data.test_images.shape) == (
-        "cifar10", (50_000, 32, 32, 3), (10_000, 32, 32, 3),
-    )  # fmt: skip
+        "cifar10",
+        (50_000, 32, 32, 3),
+        (10_000, 32, 32, 3),
+    )
 
 
 @real_data

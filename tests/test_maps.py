@@ -75,6 +75,15 @@ def test_the_glossary_has_each_word_once_and_in_both_languages():
     assert len({cells[0] for cells in words}) == len(words)
     assert all(re.search("[一-鿿]", cells[1]) and not re.search("[一-鿿]", cells[0]) for cells in words)
     english = " ".join(cells[0] for cells in words)
-    for word in ("residual learning", "residual block", "identity mapping", "shortcut connection", "skip connection",
-                 "degradation problem", "bottleneck", "batch normalisation", "gradient flow"):  # fmt: skip
+    for word in (
+        "residual learning",
+        "residual block",
+        "identity mapping",
+        "shortcut connection",
+        "skip connection",
+        "degradation problem",
+        "bottleneck",
+        "batch normalisation",
+        "gradient flow",
+    ):
         assert word in english

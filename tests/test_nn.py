@@ -32,7 +32,13 @@ def picture(n=2, device="cpu"):
 def test_names_are_the_dotted_attributes_in_order():
     net = Small()
     assert [name for name, _ in net.named_parameters()] == [
-        "conv.weight", "conv.bias", "body.0.weight", "body.0.bias", "fc.weight", "fc.bias"]  # fmt: skip
+        "conv.weight",
+        "conv.bias",
+        "body.0.weight",
+        "body.0.bias",
+        "fc.weight",
+        "fc.bias",
+    ]
     assert [name for name, _ in net.named_buffers()] == ["body.0.running_mean", "body.0.running_var"]
     assert [name for name, _ in net.modules()] == ["", "conv", "body", "body.0", "body.1", "body.2", "fc"]
 
@@ -157,7 +163,14 @@ def test_observers_see_names_and_outputs_inner_modules_first():
     net, seen = Small().eval(), []
     with nn.forward_hook(net, lambda name, module, output: seen.append((name, output.shape))):
         net(picture())
-    assert seen == [("conv", (2, 4, 3, 4)), ("body.0", (2, 4, 3, 4)), ("body.1", (2, 4, 3, 4)),
-                    ("body.2", (2, 4, 3, 4)), ("body", (2, 4, 3, 4)), ("fc", (2, 5)), ("", (2, 5))]  # fmt: skip
+    assert seen == [
+        ("conv", (2, 4, 3, 4)),
+        ("body.0", (2, 4, 3, 4)),
+        ("body.1", (2, 4, 3, 4)),
+        ("body.2", (2, 4, 3, 4)),
+        ("body", (2, 4, 3, 4)),
+        ("fc", (2, 5)),
+        ("", (2, 5)),
+    ]
     net(picture())
     assert len(seen) == 7, "afterwards nobody listens"

@@ -68,14 +68,17 @@ def test_a_step_leaves_gradients_alone_and_skips_parameters_without_one():
     assert p.grad is None
 
 
-@pytest.mark.parametrize("options, told", [
-    ({"lr": -0.1}, "lr must be a number from 0 on"),
-    ({"lr": math.nan}, "lr must be a number from 0 on"),
-    ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be"),
-    ({"lr": 0.1, "momentum": 1.0}, "momentum must be in"),
-    ({"lr": 0.1, "momentum": -0.1}, "momentum must be in"),
-    ({"lr": 0.1, "nesterov": True}, "nesterov needs a momentum"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"lr": -0.1}, "lr must be a number from 0 on"),
+        ({"lr": math.nan}, "lr must be a number from 0 on"),
+        ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be"),
+        ({"lr": 0.1, "momentum": 1.0}, "momentum must be in"),
+        ({"lr": 0.1, "momentum": -0.1}, "momentum must be in"),
+        ({"lr": 0.1, "nesterov": True}, "nesterov needs a momentum"),
+    ],
+)
 def test_wrong_settings_are_named(options, told):
     with pytest.raises(ValueError, match=told):
         SGD([Tensor(np.ones(1), requires_grad=True)], **options)

@@ -105,27 +105,29 @@ NETS = {  # our name and settings; the oracle's blocks in each stage and setting
     "resnet20 B": ("resnet20", {"shortcut": "B"}, (3, 3, 3), {**CIFAR, **BASIC, "option": "B"}),
     "bottleneck29 A": ("bottleneck29", {}, (3, 3, 3), {**CIFAR, **BOTTLENECK, "option": "A"}),
     "preresnet20 A": ("preresnet20", {}, (3, 3, 3), {**CIFAR_PRE, **BASIC, "option": "A"}),
-    "prebottleneck29 B": (
-        "prebottleneck29", {"shortcut": "B"}, (3, 3, 3), {**CIFAR_PRE, **BOTTLENECK, "option": "B"}
-    ),
+    "prebottleneck29 B": ("prebottleneck29", {"shortcut": "B"}, (3, 3, 3), {**CIFAR_PRE, **BOTTLENECK, "option": "B"}),
     "resnet18": ("resnet18", {}, (2, 2, 2, 2), {**IMAGENET, **BASIC, "option": "B"}),
     "resnet50": ("resnet50", {}, (3, 4, 6, 3), {**IMAGENET, **BOTTLENECK, "option": "B"}),
-}  # fmt: skip
+}
 MORE_NETS = {
     "resnet14 C": ("resnet14", {"shortcut": "C"}, (2, 2, 2), {**CIFAR, **BASIC, "option": "C"}),
     "plain20": ("plain20", {}, (3, 3, 3), {**CIFAR, **BASIC, "option": None}),
     "plain18": ("plain18", {}, (2, 2, 2, 2), {**IMAGENET, **BASIC, "option": None}),
     "bottleneck20 B 1x1": (
-        "bottleneck20", {"shortcut": "B", "stride_in": "1x1"}, (2, 2, 2),
+        "bottleneck20",
+        {"shortcut": "B", "stride_in": "1x1"},
+        (2, 2, 2),
         {**CIFAR, **BOTTLENECK, "option": "B", "strided": 0},
     ),
     "preresnet20 B": ("preresnet20", {"shortcut": "B"}, (3, 3, 3), {**CIFAR_PRE, **BASIC, "option": "B"}),
     "prebottleneck20 C 1x1": (
-        "prebottleneck20", {"shortcut": "C", "stride_in": "1x1"}, (2, 2, 2),
+        "prebottleneck20",
+        {"shortcut": "C", "stride_in": "1x1"},
+        (2, 2, 2),
         {**CIFAR_PRE, **BOTTLENECK, "option": "C", "strided": 0},
     ),
     "preresnet18": ("preresnet18", {}, (2, 2, 2, 2), {**IMAGENET_PRE, **BASIC, "option": "B"}),
-}  # fmt: skip
+}
 ALL_NETS = NETS | MORE_NETS
 CASES = [(which, dtype) for which in NETS for dtype in ("float32", "float64")]
 CASES += [(which, "float64") for which in MORE_NETS]

@@ -23,8 +23,16 @@ def write_run(folder, epochs, split="test", **changes):
     folder.mkdir(parents=True)
     with open(folder / "metrics.jsonl", "w", encoding="utf-8") as file:
         for e in range(1, epochs + 1):
-            row = {"epoch": e, "step": 10 * e, "lr": 0.1 / e, "train_loss": 2.0 / e, "train_acc": 1 - 0.5 / e,
-                   f"{split}_loss": 3.0 / e, f"{split}_acc": 1 - 0.8 / e, "seconds": 1.5 * e}  # fmt: skip
+            row = {
+                "epoch": e,
+                "step": 10 * e,
+                "lr": 0.1 / e,
+                "train_loss": 2.0 / e,
+                "train_acc": 1 - 0.5 / e,
+                f"{split}_loss": 3.0 / e,
+                f"{split}_acc": 1 - 0.8 / e,
+                "seconds": 1.5 * e,
+            }
             file.write(json.dumps(row | changes) + "\n")
     return folder
 

@@ -31,8 +31,15 @@ def run(tmp_path):
     for name, array in net.named_buffers():
         array[...] = rng.uniform(0.5, 2, array.shape) if "var" in name else rng.normal(0, 0.5, array.shape)
     mean, scale = rng.uniform(100, 150, (32, 32, 3)), rng.uniform(0.01, 0.03, (32, 32, 3))
-    info = {"model": "resnet8", "shortcut": "B", "width": 4, "data": "animals", "classes": CLASSES,
-            "mean": mean.tolist(), "scale": scale.tolist()}  # fmt: skip
+    info = {
+        "model": "resnet8",
+        "shortcut": "B",
+        "width": 4,
+        "data": "animals",
+        "classes": CLASSES,
+        "mean": mean.tolist(),
+        "scale": scale.tolist(),
+    }
     folder = tmp_path / "run"
     folder.mkdir()
     save_weights(net, folder / MODEL, info)
@@ -124,10 +131,15 @@ def test_resizing_is_what_pytorch_calls_bicubic_with_antialias(tmp_path, size):
 UPRIGHT = np.zeros((32, 32, 3), np.uint8)
 UPRIGHT[:16, :16], UPRIGHT[:16, 16:], UPRIGHT[16:, :16], UPRIGHT[16:, 16:] = RED, GREEN, BLUE, (250, 250, 250)
 STORED = {  # what a camera writes, and the EXIF orientation it notes, for a picture that is UPRIGHT
-    1: UPRIGHT, 2: UPRIGHT[:, ::-1], 3: UPRIGHT[::-1, ::-1], 4: UPRIGHT[::-1],
-    5: UPRIGHT.swapaxes(0, 1), 6: np.rot90(UPRIGHT, 1), 7: UPRIGHT[::-1, ::-1].swapaxes(0, 1),
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.swapaxes(0, 1),
+    6: np.rot90(UPRIGHT, 1),
+    7: UPRIGHT[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90(UPRIGHT, -1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("orientation", STORED)

@@ -25,8 +25,12 @@ from minires import backend, conv, functional, norm, optim, tensor
 from minires.data import augment
 from minires.tensor import Tensor, no_grad
 
-SETTINGS = settings(deadline=None, derandomize=True, max_examples=75,
-                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])  # fmt: skip
+SETTINGS = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=75,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -261,8 +265,13 @@ def binary(method, word, formula, of_number=False):
         positive = word == "div"
         kind = "other" if of_number else draw(st.sampled_from(["tensor", "tensor", "other"]))
         if kind == "tensor":
-            return Example([numbers(draw, a), numbers(draw, b)], lambda f, x, y: f(x, y), formula,
-                           wrong=not broadcast(a, b), positive=positive)  # fmt: skip
+            return Example(
+                [numbers(draw, a), numbers(draw, b)],
+                lambda f, x, y: f(x, y),
+                formula,
+                wrong=not broadcast(a, b),
+                positive=positive,
+            )
         y = np.abs(numbers(draw, b)) + 0.5
         other = draw(st.sampled_from([y, y.tolist(), 2, 0.3, True, np.float32(0.5), y.astype(np.float16)]))
         bad = rarely(draw)
@@ -305,8 +314,13 @@ unary("sqrt", lambda x: x**0.5, positive=True)
 def draw_pow(draw):
     bad = rarely(draw)
     p = draw(st.sampled_from([None, "2", 1j, np.ones(2)] if bad else [0, 1, 2, 3, 0.5, -1, -2.5, True, np.float32(2)]))
-    return Example([numbers(draw, draw(SHAPE))], lambda f, x: f(x, p),
-                   lambda x: np.exp(np.log(x) * float(p)), wrong=bad, positive=True)  # fmt: skip
+    return Example(
+        [numbers(draw, draw(SHAPE))],
+        lambda f, x: f(x, p),
+        lambda x: np.exp(np.log(x) * float(p)),
+        wrong=bad,
+        positive=True,
+    )
 
 
 @operation("__matmul__", "matmul: ")
@@ -354,8 +368,13 @@ def reduction(name, formula, of_nothing):
         wrong = any(not -len(shape) <= i < len(shape) for i in axes)
         if not wrong and not of_nothing:
             wrong = 0 in [shape[i] for i in axes]
-        return Example([numbers(draw, shape)], lambda f, x: f(x, axis, keepdims),
-                       lambda x: formula(x, axis, keepdims), wrong, kinks=kinks)  # fmt: skip
+        return Example(
+            [numbers(draw, shape)],
+            lambda f, x: f(x, axis, keepdims),
+            lambda x: formula(x, axis, keepdims),
+            wrong,
+            kinks=kinks,
+        )
 
 
 def slow_sum(x, axis, keepdims):
@@ -486,8 +505,13 @@ def draw_relu(draw):
 def draw_add_relu(draw):
     a = draw(SHAPE)
     b = draw(SHAPE) if rarely(draw) else a
-    return Example([numbers(draw, a), numbers(draw, b)], lambda f, x, y: f(x, y),
-                   lambda x, y: (x + y + abs(x + y)) / 2, wrong=a != b or not a, kinks=True)  # fmt: skip
+    return Example(
+        [numbers(draw, a), numbers(draw, b)],
+        lambda f, x, y: f(x, y),
+        lambda x, y: (x + y + abs(x + y)) / 2,
+        wrong=a != b or not a,
+        kinks=True,
+    )
 
 
 def slow_log_softmax(x):
@@ -534,16 +558,21 @@ def draw_cross_entropy(draw):
     def after():
         np.testing.assert_array_equal(labels, before)
 
-    return Example([numbers(draw, shape)], lambda f, x: f(x, labels, smoothing), twin, wrong or bool(fault),
-                   after=after)  # fmt: skip
+    return Example(
+        [numbers(draw, shape)], lambda f, x: f(x, labels, smoothing), twin, wrong or bool(fault), after=after
+    )
 
 
 @operation("dropout")
 def draw_dropout(draw):
     shape, seed = draw(SHAPE), draw(st.integers(0, 9))
     p = draw(st.sampled_from([1.0, -0.1, math.nan] if rarely(draw) else [0.3, 0.0, 0.99]))
-    return Example([numbers(draw, shape)], lambda f, x: f(x, p, RNG(seed)),
-                   lambda x: x * (RNG(seed).random(x.shape) >= p) / (1 - p), wrong=not 0 <= p < 1)  # fmt: skip
+    return Example(
+        [numbers(draw, shape)],
+        lambda f, x: f(x, p, RNG(seed)),
+        lambda x: x * (RNG(seed).random(x.shape) >= p) / (1 - p),
+        wrong=not 0 <= p < 1,
+    )
 
 
 @operation("linear", told="(linear|matmul|add): ")
@@ -603,8 +632,14 @@ def window(draw):
 
 def no_window(shape, kh, kw, stride, padding):
     """Whether a kernel can't be laid on pictures of that shape."""
-    return (len(shape) != 4 or 0 in shape[1:] or min(kh, kw, stride) < 1 or padding < 0
-            or shape[1] + 2 * padding < kh or shape[2] + 2 * padding < kw)  # fmt: skip
+    return (
+        len(shape) != 4
+        or 0 in shape[1:]
+        or min(kh, kw, stride) < 1
+        or padding < 0
+        or shape[1] + 2 * padding < kh
+        or shape[2] + 2 * padding < kw
+    )
 
 
 def places(size, kernel, stride, padding):
@@ -643,9 +678,12 @@ def draw_conv2d(draw):
     b = (*b, 1) if fault == "bias" else b
     wrong = bool(fault) or no_window(shape, w[0], w[1], stride, padding)
     shapes = [shape, w, b] if with_bias else [shape, w]
-    return Example([numbers(draw, s) for s in shapes],
-                   lambda f, x, w, b=None: f(x, w, b, stride, padding),
-                   lambda x, w, b=None: slow_conv(x, w, b, stride, padding), wrong)  # fmt: skip
+    return Example(
+        [numbers(draw, s) for s in shapes],
+        lambda f, x, w, b=None: f(x, w, b, stride, padding),
+        lambda x, w, b=None: slow_conv(x, w, b, stride, padding),
+        wrong,
+    )
 
 
 def pooling(draw, most_padding):
@@ -673,15 +711,24 @@ def slow_pool(x, kernel, stride, padding, reduce, border):
 @operation("max_pool2d")
 def draw_max_pool2d(draw):
     shape, kernel, given_stride, stride, padding, wrong = pooling(draw, lambda kernel: kernel // 2)
-    return Example([numbers(draw, shape)], lambda f, x: f(x, kernel, given_stride, padding),
-                   lambda x: slow_pool(x, kernel, stride, padding, max, -math.inf), wrong, kinks=True)  # fmt: skip
+    return Example(
+        [numbers(draw, shape)],
+        lambda f, x: f(x, kernel, given_stride, padding),
+        lambda x: slow_pool(x, kernel, stride, padding, max, -math.inf),
+        wrong,
+        kinks=True,
+    )
 
 
 @operation("avg_pool2d")
 def draw_avg_pool2d(draw):
     shape, kernel, given_stride, stride, padding, wrong = pooling(draw, lambda kernel: math.inf)
-    return Example([numbers(draw, shape)], lambda f, x: f(x, kernel, given_stride, padding),
-                   lambda x: slow_pool(x, kernel, stride, padding, np.mean, 0.0), wrong)  # fmt: skip
+    return Example(
+        [numbers(draw, shape)],
+        lambda f, x: f(x, kernel, given_stride, padding),
+        lambda x: slow_pool(x, kernel, stride, padding, np.mean, 0.0),
+        wrong,
+    )
 
 
 @operation("global_avg_pool")
@@ -690,8 +737,9 @@ def draw_global_avg_pool(draw):
 
     def twin(x):
         n, h, w, c = x.shape
-        return np.array([[sum(x[i, a, b, k] for a in range(h) for b in range(w)) / (h * w) for k in range(c)]
-                         for i in range(n)]).reshape(n, c)  # fmt: skip
+        return np.array(
+            [[sum(x[i, a, b, k] for a in range(h) for b in range(w)) / (h * w) for k in range(c)] for i in range(n)]
+        ).reshape(n, c)
 
     return Example([numbers(draw, shape)], lambda f, x: f(x), twin, wrong=len(shape) != 4 or 0 in shape[1:3])
 
@@ -766,8 +814,12 @@ def draw_batch_norm(draw):
 def draw_layer_norm(draw):
     shapes, wrong = normed(draw)
     eps = draw(st.sampled_from([1e-5, 0.1]))
-    return Example([numbers(draw, s) for s in shapes], lambda f, x, g, b: f(x, g, b, eps),
-                   lambda x, g, b: slow_norm(x, g, b, -1, eps), wrong)  # fmt: skip
+    return Example(
+        [numbers(draw, s) for s in shapes],
+        lambda f, x, g, b: f(x, g, b, eps),
+        lambda x, g, b: slow_norm(x, g, b, -1, eps),
+        wrong,
+    )
 
 
 def slow_twin_of_norm(name, axes):
@@ -775,8 +827,11 @@ def slow_twin_of_norm(name, axes):
     def draw_example(draw):
         shapes, wrong = normed(draw)
         assume(not wrong and math.prod(shapes[0]))
-        return Example([numbers(draw, s) for s in shapes], lambda f, x, g, b: f(x, g, b),
-                       lambda x, g, b: slow_norm(x, g, b, axes(x.ndim)))  # fmt: skip
+        return Example(
+            [numbers(draw, s) for s in shapes],
+            lambda f, x, g, b: f(x, g, b),
+            lambda x, g, b: slow_norm(x, g, b, axes(x.ndim)),
+        )
 
 
 slow_twin_of_norm("batch_norm_simple", lambda ndim: tuple(range(ndim - 1)))
@@ -801,8 +856,12 @@ def plain(name: str, view: bool = False) -> Callable[..., Any]:
 def draw_output_size(draw):
     size, kernel, (stride, padding) = draw(st.integers(1, 9)), draw(st.sampled_from([3, 2, 1, 4])), window(draw)
     assume(stride > 0 and padding >= 0 and size + 2 * padding >= kernel)
-    return ([], lambda f: np.array(f(size, kernel, stride, padding)),
-            lambda: np.array(places(size, kernel, stride, padding)), False)  # fmt: skip
+    return (
+        [],
+        lambda f: np.array(f(size, kernel, stride, padding)),
+        lambda: np.array(places(size, kernel, stride, padding)),
+        False,
+    )
 
 
 @plain("pad2d", view=True)
@@ -828,17 +887,24 @@ def windowed(draw):
 def slow_im2col(x, kh, kw, stride, padding):
     n, h, w, c = x.shape
     x = np.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
-    rows = [x[k, i * stride : i * stride + kh, j * stride : j * stride + kw].ravel()
-            for k in range(n) for i in range(places(h, kh, stride, padding))
-            for j in range(places(w, kw, stride, padding))]  # fmt: skip
+    rows = [
+        x[k, i * stride : i * stride + kh, j * stride : j * stride + kw].ravel()
+        for k in range(n)
+        for i in range(places(h, kh, stride, padding))
+        for j in range(places(w, kw, stride, padding))
+    ]
     return np.array(rows).reshape(len(rows), kh * kw * c)
 
 
 @plain("im2col", view=True)
 def draw_im2col(draw):
     shape, kh, kw, stride, padding = windowed(draw)
-    return ([numbers(draw, shape)], lambda f, x: f(x, kh, kw, stride, padding),
-            lambda x: slow_im2col(x, kh, kw, stride, padding), False)  # fmt: skip
+    return (
+        [numbers(draw, shape)],
+        lambda f, x: f(x, kh, kw, stride, padding),
+        lambda x: slow_im2col(x, kh, kw, stride, padding),
+        False,
+    )
 
 
 @plain("patches", view=True)
@@ -847,8 +913,12 @@ def draw_patches(draw):
     assume(kh <= shape[1] and kw <= shape[2])
     n, h, w, c = shape
     full = n, places(h, kh, stride, 0), places(w, kw, stride, 0), kh, kw, c
-    return ([numbers(draw, shape)], lambda f, x: f(x, kh, kw, stride),
-            lambda x: slow_im2col(x, kh, kw, stride, 0).reshape(full), False)  # fmt: skip
+    return (
+        [numbers(draw, shape)],
+        lambda f, x: f(x, kh, kw, stride),
+        lambda x: slow_im2col(x, kh, kw, stride, 0).reshape(full),
+        False,
+    )
 
 
 @plain("col2im")
@@ -864,8 +934,12 @@ def draw_col2im(draw):
                 out[k, i * stride + a, j * stride + b, channel] += entry
         return out[:, padding : padding + h, padding : padding + w]
 
-    return ([numbers(draw, (n * oh * ow, kh * kw * c))], lambda f, cols: f(cols, shape, kh, kw, stride, padding),
-            twin, False)  # fmt: skip
+    return (
+        [numbers(draw, (n * oh * ow, kh * kw * c))],
+        lambda f, cols: f(cols, shape, kh, kw, stride, padding),
+        twin,
+        False,
+    )
 
 
 @plain("conv2d_naive")
@@ -873,8 +947,12 @@ def draw_conv2d_slow(draw):
     shape, w, b, stride, padding = convolution(draw)
     assume(not no_window(shape, *w[:2], stride, padding))
     shapes = [shape, w, b] if draw(st.booleans()) else [shape, w]
-    return ([numbers(draw, s) for s in shapes], lambda f, x, w, b=None: f(x, w, b, stride, padding),
-            lambda x, w, b=None: slow_conv(x, w, b, stride, padding), False)  # fmt: skip
+    return (
+        [numbers(draw, s) for s in shapes],
+        lambda f, x, w, b=None: f(x, w, b, stride, padding),
+        lambda x, w, b=None: slow_conv(x, w, b, stride, padding),
+        False,
+    )
 
 
 @plain("pool2d_naive")
@@ -882,8 +960,12 @@ def draw_pool2d_slow(draw):
     shape, kernel, _, stride, padding, wrong = pooling(draw, lambda kernel: kernel // 2)
     assume(not wrong)
     kind, reduce, border = draw(st.sampled_from([("max", max, -math.inf), ("mean", np.mean, 0.0)]))
-    return ([numbers(draw, shape)], lambda f, x: f(x, kernel, stride, padding, kind),
-            lambda x: slow_pool(x, kernel, stride, padding, reduce, border), False)  # fmt: skip
+    return (
+        [numbers(draw, shape)],
+        lambda f, x: f(x, kernel, stride, padding, kind),
+        lambda x: slow_pool(x, kernel, stride, padding, reduce, border),
+        False,
+    )
 
 
 @plain("check_labels", view=True)
@@ -941,9 +1023,23 @@ def test_a_function_of_arrays_agrees_with_its_slow_twin_or_says_what_is_wrong(na
 
 
 NO_OPERATIONS = {  # public, but they change no numbers; test_tensor.py holds what they do
-    "from_op", "shape", "dtype", "ndim", "size", "item", "detach", "retain_grad", "zero_grad", "backward",
-    "__init__", "__len__", "__repr__", "grad_enabled", "no_grad", "topological_order",
-}  # fmt: skip
+    "from_op",
+    "shape",
+    "dtype",
+    "ndim",
+    "size",
+    "item",
+    "detach",
+    "retain_grad",
+    "zero_grad",
+    "backward",
+    "__init__",
+    "__len__",
+    "__repr__",
+    "grad_enabled",
+    "no_grad",
+    "topological_order",
+}
 
 
 def public_operations():
@@ -954,8 +1050,11 @@ def public_operations():
     found = {name for name, value in members.items() if callable(value) and not name.startswith("_")}
     found |= {name for name, value in members.items() if callable(value) and name.startswith("__")}
     for module in (tensor, functional, conv, norm):
-        found |= {name for name, value in vars(module).items()
-                  if public(name, value) and getattr(value, "__module__", "") == module.__name__}  # fmt: skip
+        found |= {
+            name
+            for name, value in vars(module).items()
+            if public(name, value) and getattr(value, "__module__", "") == module.__name__
+        }
     return found - NO_OPERATIONS
 
 

@@ -31,9 +31,7 @@ IMAGENET = {  # option B: parameters; multiply-adds in the paper's Table 1; and 
     "resnet101": (44_549_160, 7.6e9, 7_570_194_432),
     "resnet152": (60_192_808, 11.3e9, 11_282_415_616),
 }
-STAGES = {
-    "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)
-}  # fmt: skip
+STAGES = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 
 
 def parameters(net):
@@ -161,9 +159,20 @@ def test_an_imagenet_net_with_the_other_shortcuts(option):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", "resnet50", "resnet101", "plain34", "resnet20", "resnet110", "bottleneck47", "bottleneck110",
-     "preresnet56", "prebottleneck164", "preresnet50"],
-)  # fmt: skip
+    [
+        "resnet18",
+        "resnet50",
+        "resnet101",
+        "plain34",
+        "resnet20",
+        "resnet110",
+        "bottleneck47",
+        "bottleneck110",
+        "preresnet56",
+        "prebottleneck164",
+        "preresnet50",
+    ],
+)
 def test_the_number_in_the_name_counts_the_layers_with_weights(name):
     layers = [key for key, module in build(name).modules() if isinstance(module, Conv2d | Linear)]
     assert sum("downsample" not in key for key in layers) == int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))
@@ -346,10 +355,19 @@ def outputs_and_gradients(name, options, device):
 
 
 @pytest.mark.parametrize("device", ["strict", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
-@pytest.mark.parametrize(("name", "options"), [
-    ("resnet8", {}), ("resnet8", {"shortcut": "C"}), ("plain8", {}), ("preresnet8", {"shortcut": "B"}),
-    ("bottleneck11", {}), ("prebottleneck11", {"stride_in": "1x1"}), ("resnet18", {}), ("resnet8", {"zero_init": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet8", {}),
+        ("resnet8", {"shortcut": "C"}),
+        ("plain8", {}),
+        ("preresnet8", {"shortcut": "B"}),
+        ("bottleneck11", {}),
+        ("prebottleneck11", {"stride_in": "1x1"}),
+        ("resnet18", {}),
+        ("resnet8", {"zero_init": True}),
+    ],
+)
 def test_a_net_computes_on_a_device_what_it_computes_on_the_cpu(name, options, device):
     right, here = outputs_and_gradients(name, options, "cpu"), outputs_and_gradients(name, options, device)
     assert right.keys() == here.keys()
@@ -379,10 +397,13 @@ def test_what_a_name_means(name, imagenet, block):
     assert (net.layer4 is not None) == imagenet == (net.maxpool is not None)
     assert type(net.layer1[0]) is block
     assert net.fc.weight.shape[1] == (1000 if imagenet else 10)
-    assert type(net.layer2[0].downsample).__name__ == {
-        True: "NoneType" if name.startswith("plain") else "Sequential",
-        False: "NoneType" if name.startswith("plain") else "SubsampleAndPad",
-    }[imagenet]
+    assert (
+        type(net.layer2[0].downsample).__name__
+        == {
+            True: "NoneType" if name.startswith("plain") else "Sequential",
+            False: "NoneType" if name.startswith("plain") else "SubsampleAndPad",
+        }[imagenet]
+    )
 
 
 @pytest.mark.parametrize(
@@ -439,7 +460,12 @@ print(peak if sys.platform == "darwin" else 1024 * peak)
 )
 def test_a_training_step_fits_into_8_gb(name, size, batch):
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "MINIRES_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", STEP, name, str(size), str(batch)], capture_output=True,
-                          text=True, env=environment, timeout=500)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, name, str(size), str(batch)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr
     assert 50e6 < int(done.stdout) < 8e9

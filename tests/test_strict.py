@@ -240,9 +240,19 @@ def test_launches_copies_and_views_are_told_apart():
         xp.maximum(y, 0, out=y)
         x.T.reshape(-1), x.copy(), x.sum(), xp.zeros(3), xp.where(x > 1, x, y), x.astype(np.float64), x[np.array([1])]
     assert made.launches == {
-        "multiply": 1, "add": 2, "x[index] = value": 1, "maximum": 1, "x.reshape": 1, "x.copy": 1, "x.sum": 1,
-        "zeros": 1, "greater": 1, "where": 1, "x.astype": 1, "x[index]": 1,
-    }  # fmt: skip
+        "multiply": 1,
+        "add": 2,
+        "x[index] = value": 1,
+        "maximum": 1,
+        "x.reshape": 1,
+        "x.copy": 1,
+        "x.sum": 1,
+        "zeros": 1,
+        "greater": 1,
+        "where": 1,
+        "x.astype": 1,
+        "x[index]": 1,
+    }
     assert (made.uploads, made.waits) == ({"x[index]": 1}, {})
     with counting() as outer, counting() as inner:
         to_device(host, "strict"), xp.asarray([1.0, 2.0]), to_host(x), xp.asarray(x)
@@ -276,22 +286,25 @@ def test_a_fused_function_is_one_launch_and_computes_the_same():
         assert a.dtype == b.dtype
 
 
-@pytest.mark.parametrize("function", [
-    lambda xp, x: x.sum(),
-    lambda xp, x: x[0],
-    lambda xp, x: x.reshape(-1),
-    lambda xp, x: x * x.shape[0],
-    lambda xp, x: x * len(x),
-    lambda xp, x: x if x > 0 else -x,
-    lambda xp, x: x * float(x),
-    lambda xp, x: xp.concatenate([x, x]),
-    lambda xp, x: xp.zeros_like(x) + x,
-    lambda xp, x: xp.add.reduce(x),
-    lambda xp, x: xp.add(x, x, dtype=np.float64),
-    lambda xp, x: x + to_device(np.ones(3), "strict"),
-    lambda xp, x: x + np.ones(3),
-    lambda xp, x: x.__setitem__(0, 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda xp, x: x.sum(),
+        lambda xp, x: x[0],
+        lambda xp, x: x.reshape(-1),
+        lambda xp, x: x * x.shape[0],
+        lambda xp, x: x * len(x),
+        lambda xp, x: x if x > 0 else -x,
+        lambda xp, x: x * float(x),
+        lambda xp, x: xp.concatenate([x, x]),
+        lambda xp, x: xp.zeros_like(x) + x,
+        lambda xp, x: xp.add.reduce(x),
+        lambda xp, x: xp.add(x, x, dtype=np.float64),
+        lambda xp, x: x + to_device(np.ones(3), "strict"),
+        lambda xp, x: x + np.ones(3),
+        lambda xp, x: x.__setitem__(0, 1.0),
+    ],
+)
 def test_what_cupy_cannot_fuse_is_refused(function):
     with pytest.raises(TypeError):
         fuse("function")(function)(to_device(np.ones(3), "strict"))
@@ -334,8 +347,12 @@ def test_a_step_of_the_training_loop_uploads_one_batch_and_waits_for_nothing(tmp
         costs.append((sum(made.uploads.values()), dict(made.downloads), dict(made.waits)))
 
     with counting() as made:
-        fit(Config.from_recipe("fast", model="resnet8", width=2, batch_size=2, epochs=1, device="strict"), tmp_path / "run",
-            dataset=data, watch=watch)  # fmt: skip
+        fit(
+            Config.from_recipe("fast", model="resnet8", width=2, batch_size=2, epochs=1, device="strict"),
+            tmp_path / "run",
+            dataset=data,
+            watch=watch,
+        )
     assert len(costs) == 1 + 22 + 1
     for step, (before, after) in enumerate(zip(costs[:-2], costs[1:-1], strict=True), start=1):
         assert after[0] - before[0] == 2, "images and labels"
@@ -362,8 +379,11 @@ def test_labels_are_checked_on_the_host_before_they_go_to_the_device(tmp_path):
     data = shapes10(20, 8)
     data.train_labels[:] = 10
     with counting() as made, pytest.raises(ValueError, match=r"labels: wanted 0\.\.9, got 10\.\.10"):
-        fit(Config.from_recipe("fast", model="resnet8", width=2, batch_size=10, epochs=1, device="strict"), tmp_path / "run",
-            dataset=data)  # fmt: skip
+        fit(
+            Config.from_recipe("fast", model="resnet8", width=2, batch_size=10, epochs=1, device="strict"),
+            tmp_path / "run",
+            dataset=data,
+        )
     assert made.waits.total() == 0
 
 
@@ -385,8 +405,11 @@ def test_train_eval_predict_and_resume_run_on_it(status_of, small_data, tmp_path
         assert read_config(out).device == device
         rows.append(json.loads((out / "metrics.jsonl").read_text(encoding="utf-8")))
         capsys.readouterr()
-        assert status_of("eval", tmp_path / "cpu", *on_it) == status_of("predict", tmp_path / "cpu",
-                                                                        tmp_path / "red.png", *on_it) == 0  # fmt: skip
+        assert (
+            status_of("eval", tmp_path / "cpu", *on_it)
+            == status_of("predict", tmp_path / "cpu", tmp_path / "red.png", *on_it)
+            == 0
+        )
         told.append(capsys.readouterr().out)
     assert told[0] == told[1] and "20 test images of shapes10" in told[0]
     for name in ("train_loss", "train_acc", "test_loss"):

@@ -54,9 +54,7 @@ def test_a_projection_and_a_bottleneck_are_counted():
     b = summarise(build("bottleneck29", shortcut="B"))
     block = next(row for row in b.blocks if row.name == "layer2.0")
     assert block.kernels == "1x1,32 3x3,32/2 1x1,128 +1x1,128/2"
-    assert block.multiply_adds == (
-        conv(32, 64, 32, 1) + conv(16, 32, 32) + conv(16, 32, 128, 1) + conv(16, 64, 128, 1)
-    )
+    assert block.multiply_adds == (conv(32, 64, 32, 1) + conv(16, 32, 32) + conv(16, 32, 128, 1) + conv(16, 64, 128, 1))
     assert block.output == (16, 16, 128)
     weights = 64 * 32 + 9 * 32 * 32 + 32 * 128 + 64 * 128
     assert block.parameters == weights + 2 * (32 + 32 + 128 + 128)
@@ -108,13 +106,22 @@ def test_table_and_json_tell_the_same():
 
 def test_a_students_own_net():
     net = Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=True, rng=RNG), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Dropout(0.5), nn.Linear(8 * 16 * 16, 10, rng=RNG),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1, bias=True, rng=RNG),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(8 * 16 * 16, 10, rng=RNG),
+    )
     s = summarise(net)
     assert [(row.name, row.output) for row in s.blocks] == [
-        ("0", (32, 32, 8)), ("3", (16, 16, 8)), ("4", (2048,)), ("5", (2048,)), ("6", (10,)),
-    ]  # fmt: skip
+        ("0", (32, 32, 8)),
+        ("3", (16, 16, 8)),
+        ("4", (2048,)),
+        ("5", (2048,)),
+        ("6", (10,)),
+    ]
     assert s.total.multiply_adds == conv(32, 3, 8) + 20_480
     assert s.blocks[0].parameters == 27 * 8 + 8 + 16
     assert s.blocks[3].activation_bytes == 0  # in evaluation mode dropout hands on what it got
@@ -170,8 +177,11 @@ def test_observe_sees_inner_modules_first_and_only_while_it_lasts():
         nn.ReLU()(out)  # not of this net
     net(Tensor(np.ones((1, 3), np.float32)))
     assert [item[:2] for item in seen] == [
-        ("0", "Linear"), ("1.0", "ReLU"), ("1", "Sequential"), ("", "Sequential"),
-    ]  # fmt: skip
+        ("0", "Linear"),
+        ("1.0", "ReLU"),
+        ("1", "Sequential"),
+        ("", "Sequential"),
+    ]
     assert seen[-1][2] is out
 
 

@@ -40,8 +40,18 @@ BINARY = {
     "mul": lambda x, y: x * y,
     "div": lambda x, y: x / y,
 }
-SHAPES = [((3, 4), (3, 4)), ((3, 4), (4,)), ((), (2, 3)), ((2, 3), ()), ((), ()), ((3, 1), (1, 4)),
-          ((1, 1), (5, 3)), ((2, 3, 5), (3, 1)), ((1,), (2, 1, 3)), ((4, 1, 5), (2, 1))]  # fmt: skip
+SHAPES = [
+    ((3, 4), (3, 4)),
+    ((3, 4), (4,)),
+    ((), (2, 3)),
+    ((2, 3), ()),
+    ((), ()),
+    ((3, 1), (1, 4)),
+    ((1, 1), (5, 3)),
+    ((2, 3, 5), (3, 1)),
+    ((1,), (2, 1, 3)),
+    ((4, 1, 5), (2, 1)),
+]
 UNARY = {  # of Tensor x; the same of array x; an input
     "neg": (lambda x: -x, np.negative, draw(3, 5)),
     "number + x": (lambda x: 2.0 + x, lambda x: 2 + x, draw(3)),
@@ -70,8 +80,11 @@ UNARY = {  # of Tensor x; the same of array x; an input
     "max": (lambda x: x.max(), np.max, draw(3, 5)),
     "max of a number": (lambda x: x.max(), np.max, draw()),
     "max, axis 1": (lambda x: x.max(1), lambda x: x.max(1), draw(3, 5, 2)),
-    "max, two axes, kept": (lambda x: x.max((0, 2), keepdims=True), lambda x: x.max((0, 2), keepdims=True),
-                            draw(3, 5, 2)),
+    "max, two axes, kept": (
+        lambda x: x.max((0, 2), keepdims=True),
+        lambda x: x.max((0, 2), keepdims=True),
+        draw(3, 5, 2),
+    ),
     "reshape": (lambda x: x.reshape(5, -1), lambda x: x.reshape(5, -1), draw(3, 5, 2)),
     "reshape to a number": (lambda x: x.reshape(()), lambda x: x.reshape(()), draw(1, 1)),
     "T": (lambda x: x.T, np.transpose, draw(3, 5)),
@@ -86,7 +99,7 @@ UNARY = {  # of Tensor x; the same of array x; an input
     "mask": (lambda x: x[np.array([True, False, True])], lambda x: x[[0, 2]], draw(3, 5)),
     "pad": (lambda x: pad(x, [(1, 2), (0, 3)]), lambda x: np.pad(x, [(1, 2), (0, 3)]), draw(3, 5)),
     "pad, a slice, overlapping": (lambda x: pad(x[1:], [(1, 0)]) * x, lambda x: np.r_[0, x[1:]] * x, draw(5)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
@@ -109,19 +122,32 @@ def test_unary_operators(name, there):
     assert gradcheck(there(op), [x])
 
 
-@pytest.mark.parametrize("shapes", [
-    ((3, 5), (5, 2)), ((1, 1), (1, 1)), ((3, 1), (1, 4)),
-    ((2, 3, 5), (5, 4)), ((3, 5), (2, 5, 4)), ((2, 1, 3, 5), (4, 5, 2)),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((3, 5), (5, 2)),
+        ((1, 1), (1, 1)),
+        ((3, 1), (1, 4)),
+        ((2, 3, 5), (5, 4)),
+        ((3, 5), (2, 5, 4)),
+        ((2, 1, 3, 5), (4, 5, 2)),
+    ],
+    ids=str,
+)
 def test_matmul(shapes, there):
     op, a, b = there(lambda x, y: x @ y), draw(*shapes[0]), draw(*shapes[1], seed=2)
     np.testing.assert_allclose(op(Tensor(a), Tensor(b)).data, a @ b, rtol=1e-14)
     assert gradcheck(op, [a, b])
 
 
-@pytest.mark.parametrize("axis, shapes", [
-    (0, [(2, 3), (1, 3), (4, 3)]), (1, [(2, 3), (2, 5)]), (-1, [(2, 1, 3), (2, 1, 1)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "axis, shapes",
+    [
+        (0, [(2, 3), (1, 3), (4, 3)]),
+        (1, [(2, 3), (2, 5)]),
+        (-1, [(2, 1, 3), (2, 1, 1)]),
+    ],
+)
 def test_concatenate(axis, shapes, there):
     op, arrays = there(lambda *tensors: concatenate(tensors, axis)), [draw(*s, seed=i) for i, s in enumerate(shapes)]
     np.testing.assert_array_equal(op(*map(Tensor, arrays)).data, np.concatenate(arrays, axis))
@@ -217,39 +243,45 @@ def test_mixing_dtypes_raises(op, there):
 # ---- errors
 
 
-@pytest.mark.parametrize("call, error, words", [
-    (lambda x: x + leaf(3, 4), ValueError, r"add: shapes \(2, 3\) and \(3, 4\) do not broadcast"),
-    (lambda x: x - leaf(4), ValueError, r"sub: shapes \(2, 3\) and \(4,\)"),
-    (lambda x: x * np.ones(4), ValueError, r"mul: shapes \(2, 3\) and \(4,\)"),
-    (lambda x: x / leaf(4), ValueError, r"div: shapes \(2, 3\) and \(4,\)"),
-    (lambda x: x @ x, ValueError, r"matmul: wanted .*, got \(2, 3\) @ \(2, 3\)"),
-    (lambda x: x @ leaf(4, 2), ValueError, r"matmul: wanted .*, got \(2, 3\) @ \(4, 2\)"),
-    (lambda x: x @ leaf(3), ValueError, r"matmul: wanted .*, got \(2, 3\) @ \(3,\)"),
-    (lambda x: x**x, TypeError, "pow: the exponent must be a number"),
-    (lambda x: x.sum(2), ValueError, r"sum: axis 2 is not one of an array of shape \(2, 3\)"),
-    (lambda x: x.mean((0, -3)), ValueError, "mean: axis -3"),
-    (lambda x: x.max(5), ValueError, "max: axis 5"),
-    (lambda x: pad(x, [(1, 1)]), ValueError, "pad: x has 2 axes, widths names 1"),
-    (lambda x: concatenate([]), ValueError, "concatenate: wanted at least one tensor"),
-    (lambda x: Tensor(x), TypeError, r"Tensor already; use data.detach\(\)"),
-    (lambda x: Tensor(np.array([1j])), TypeError, "wanted real numbers, got dtype complex128"),
-    (lambda x: Tensor(["a"]), TypeError, "wanted real numbers"),
-    (lambda x: x.backward(), ValueError, r"grad is needed for a tensor of shape \(2, 3\)"),
-    (lambda x: (x * 2).backward(np.ones(2)), ValueError, r"grad has shape \(2,\), the tensor \(2, 3\)"),
-    (lambda x: x.detach().backward(), RuntimeError, "backward: no gradient was asked for"),
-    (lambda x: x.detach().retain_grad(), RuntimeError, "retain_grad: this tensor has no gradient"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda x: x + leaf(3, 4), ValueError, r"add: shapes \(2, 3\) and \(3, 4\) do not broadcast"),
+        (lambda x: x - leaf(4), ValueError, r"sub: shapes \(2, 3\) and \(4,\)"),
+        (lambda x: x * np.ones(4), ValueError, r"mul: shapes \(2, 3\) and \(4,\)"),
+        (lambda x: x / leaf(4), ValueError, r"div: shapes \(2, 3\) and \(4,\)"),
+        (lambda x: x @ x, ValueError, r"matmul: wanted .*, got \(2, 3\) @ \(2, 3\)"),
+        (lambda x: x @ leaf(4, 2), ValueError, r"matmul: wanted .*, got \(2, 3\) @ \(4, 2\)"),
+        (lambda x: x @ leaf(3), ValueError, r"matmul: wanted .*, got \(2, 3\) @ \(3,\)"),
+        (lambda x: x**x, TypeError, "pow: the exponent must be a number"),
+        (lambda x: x.sum(2), ValueError, r"sum: axis 2 is not one of an array of shape \(2, 3\)"),
+        (lambda x: x.mean((0, -3)), ValueError, "mean: axis -3"),
+        (lambda x: x.max(5), ValueError, "max: axis 5"),
+        (lambda x: pad(x, [(1, 1)]), ValueError, "pad: x has 2 axes, widths names 1"),
+        (lambda x: concatenate([]), ValueError, "concatenate: wanted at least one tensor"),
+        (lambda x: Tensor(x), TypeError, r"Tensor already; use data.detach\(\)"),
+        (lambda x: Tensor(np.array([1j])), TypeError, "wanted real numbers, got dtype complex128"),
+        (lambda x: Tensor(["a"]), TypeError, "wanted real numbers"),
+        (lambda x: x.backward(), ValueError, r"grad is needed for a tensor of shape \(2, 3\)"),
+        (lambda x: (x * 2).backward(np.ones(2)), ValueError, r"grad has shape \(2,\), the tensor \(2, 3\)"),
+        (lambda x: x.detach().backward(), RuntimeError, "backward: no gradient was asked for"),
+        (lambda x: x.detach().retain_grad(), RuntimeError, "retain_grad: this tensor has no gradient"),
+    ],
+)
 def test_errors_say_what_was_wanted_and_what_came(call, error, words):
     with pytest.raises(error, match=words):
         call(leaf(2, 3))
 
 
-@pytest.mark.parametrize("returned, words", [
-    (lambda g: (g[:1],), r"backward of mine: wanted a gradient of shape \(2, 3\), got shape \(1, 3\)"),
-    (lambda g: (None,), r"backward of mine: wanted a gradient of shape \(2, 3\), got None"),
-    (lambda g: (g, g), "backward of mine: wanted a tuple of 1 gradients, one for each input, got 2"),
-    (lambda g: g, "backward of mine: wanted a tuple of 1 gradients, one for each input, got ndarray"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "returned, words",
+    [
+        (lambda g: (g[:1],), r"backward of mine: wanted a gradient of shape \(2, 3\), got shape \(1, 3\)"),
+        (lambda g: (None,), r"backward of mine: wanted a gradient of shape \(2, 3\), got None"),
+        (lambda g: (g, g), "backward of mine: wanted a tuple of 1 gradients, one for each input, got 2"),
+        (lambda g: g, "backward of mine: wanted a tuple of 1 gradients, one for each input, got ndarray"),
+    ],
+)
 def test_a_wrong_backward_is_named(returned, words):
     x = leaf(2, 3)
     with pytest.raises(RuntimeError, match=words):
@@ -269,10 +301,12 @@ def test_a_chain_of_5000_operations_needs_no_recursion():
 
 
 def test_a_chain_that_is_never_walked_is_freed_without_recursion():
-    code = ("from minires.tensor import Tensor\n"
-            "y = Tensor([1.0], requires_grad=True)\n"
-            "for _ in range(100_000): y = y * 1.0\n"
-            "del y; print('alive')")  # fmt: skip
+    code = (
+        "from minires.tensor import Tensor\n"
+        "y = Tensor([1.0], requires_grad=True)\n"
+        "for _ in range(100_000): y = y * 1.0\n"
+        "del y; print('alive')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "alive", done.stderr
 

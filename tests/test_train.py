@@ -67,8 +67,9 @@ def test_fit_does_what_a_loop_written_out_by_hand_does(recipe, tmp_path):
 
     set_num_threads(1)
     normalise = (Normalise.channels if recipe == "fast" else Normalise.pixel_mean)(DATA.train_images)
-    loader = Loader(DATA.train_images, DATA.train_labels, 16, normalise=normalise, shuffle=True, augment=True,
-                    drop_last=True)  # fmt: skip
+    loader = Loader(
+        DATA.train_images, DATA.train_labels, 16, normalise=normalise, shuffle=True, augment=True, drop_last=True
+    )
     net = build("resnet8", width=4)
     velocity = {name: np.zeros(p.shape, np.float32) for name, p in net.named_parameters()}
     fast_rates = [0.2 * (0.04 + 0.96 * k / 3) if k < 3 else 0.2 * (12 - k) / 9 for k in range(12)]
@@ -187,11 +188,23 @@ def test_the_config_file_holds_every_setting_and_what_else_matters(whole):
     assert {"platform", "git"} <= set(written)
 
 
-@pytest.mark.parametrize("setting, value", [
-    ("epochs", 0), ("epochs", 1.5), ("batch_size", -1), ("threads", True), ("seed", -1), ("lr", 0),
-    ("lr", math.nan), ("lr", "fast"), ("data", "mnist"), ("recipe", "slow"), ("schedule", "none"),
-    ("normalise", "no"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("batch_size", -1),
+        ("threads", True),
+        ("seed", -1),
+        ("lr", 0),
+        ("lr", math.nan),
+        ("lr", "fast"),
+        ("data", "mnist"),
+        ("recipe", "slow"),
+        ("schedule", "none"),
+        ("normalise", "no"),
+    ],
+)
 def test_a_wrong_setting_is_told_by_name(setting, value):
     with pytest.raises(ValueError, match=f"^{setting}: wanted .*{value!r}"):
         Config(**{setting: value})
@@ -384,8 +397,9 @@ with minires.training.run.one_at_a_time(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True) as other:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(RunError, match="in use"):
             fit(Config.from_recipe("fast", **SMALL), tmp_path, dataset=DATA)
@@ -394,10 +408,21 @@ with minires.training.run.one_at_a_time(pathlib.Path(sys.argv[1])):
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.parametrize("content", [
-    "", "[]", "null", "{}", '{"config": []}', '{"config": {"colour": "red"}}',
-    '{"config": {"epochs": "many"}}', "[" * 100_000, "\0", '{"config": {}}' + " " * 1_000_000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "null",
+        "{}",
+        '{"config": []}',
+        '{"config": {"colour": "red"}}',
+        '{"config": {"epochs": "many"}}',
+        "[" * 100_000,
+        "\0",
+        '{"config": {}}' + " " * 1_000_000,
+    ],
+)
 def test_a_strange_config_is_told_in_one_line(content, tmp_path):
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(RunError) as error:
@@ -425,9 +450,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_layer(tmp_path):
     assert not (run / "checkpoints").exists() and rows_of(run) == []
 
 
-@pytest.mark.parametrize("layer, kind", [
-    ("conv1", "Conv2d"), ("layer2.0.conv2", "Conv2d"), ("layer3.0.bn1", "BatchNorm2d"), ("fc", "Linear"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layer, kind",
+    [
+        ("conv1", "Conv2d"),
+        ("layer2.0.conv2", "Conv2d"),
+        ("layer3.0.bn1", "BatchNorm2d"),
+        ("fc", "Linear"),
+    ],
+)
 def test_the_first_layer_that_is_not_finite_is_found(layer, kind):
     net = build("resnet8", width=4)
     dict(net.named_parameters())[f"{layer}.weight"].data.flat[0] = np.inf

@@ -312,10 +312,14 @@ WRONG = [  # the operation, its planted mistake, its inputs, what must be said
     (avg_pool, "1/k^2 missing", [draw(2, 4, 6, 3)], "for x (input 0): constant ratio 4:"),
     (conv2d, "= for +=", [IMAGE, KERNEL], "conv2d: wrong gradient for x (input 0): it follows no pattern"),
     (conv2d, "H and W swapped in dx", [IMAGE, KERNEL], "conv2d: wrong gradient for x (input 0): "),
-    (conv2d, "H and W swapped in dw", [IMAGE, KERNEL],
-     "for w (input 1): transposed: its axes stand in the order (1, 0, 2, 3)"),
+    (
+        conv2d,
+        "H and W swapped in dw",
+        [IMAGE, KERNEL],
+        "for w (input 1): transposed: its axes stand in the order (1, 0, 2, 3)",
+    ),
     (conv2d, "kernel turned", [IMAGE, KERNEL], "for w (input 1): reversed along axes (0, 1)"),
-]  # fmt: skip
+]
 WRONG_CONV = [  # the same with a stride and a padding
     ("stride ignored", 2, 0, "conv2d: wrong gradient for x (input 0): it follows no pattern"),
     ("padding not cropped", 1, 1, "wanted a gradient of shape (2, 5, 6, 3), got shape (2, 7, 8, 3)"),

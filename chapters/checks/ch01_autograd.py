@@ -244,9 +244,12 @@ def tanh_cases():
     yield "upstream gradient 1", (rng.standard_normal((2, 3)), np.ones((2, 3)))
     yield "a random upstream gradient", (rng.standard_normal((2, 3)), rng.standard_normal((2, 3)))
     yield "float32", tuple(rng.standard_normal((2, 3, 3, 4)).astype(np.float32) for _ in range(2))
-    yield "large numbers, float32", (
-        np.array([-800, -30, 0, 30, 800], np.float32),
-        rng.standard_normal(5).astype(np.float32),
+    yield (
+        "large numbers, float32",
+        (
+            np.array([-800, -30, 0, 30, 800], np.float32),
+            rng.standard_normal(5).astype(np.float32),
+        ),
     )
 
 
@@ -319,7 +322,7 @@ EXERCISES = [
             "    z = np.tanh(x.data)\n\n"
             "    def backward(grad):\n"
             "        return (grad times the slope,)\n\n"
-            "    return Tensor.from_op(z, (x,), backward, \"tanh\")\n\n"
+            '    return Tensor.from_op(z, (x,), backward, "tanh")\n\n'
             "Mind the comma: backward returns a tuple, one gradient for each input.",
         ),
         cases=tanh_cases,

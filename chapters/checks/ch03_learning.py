@@ -81,8 +81,10 @@ def run_sgd(sgd_step, start, grads, rates, momentum, weight_decay):
         for name, array, old in (("w", w, before), ("velocity", velocity, 0 * before)):
             if np.array_equal(array, old):
                 order = "; or is w moved before velocity, which begins with zeros?" if name == "w" else ""
-                raise Mistake(f"the array {name} is as it was: {name} = ... makes a new array, {name} -= or += or *= "
-                              f"or [...] = writes into this one{order}")  # fmt: skip
+                raise Mistake(
+                    f"the array {name} is as it was: {name} = ... makes a new array, {name} -= or += or *= "
+                    f"or [...] = writes into this one{order}"
+                )
     return velocity, w
 
 

@@ -30,8 +30,10 @@ def run_clip(clip_by_norm, gradients, max_norm):
     unchanged = len(before) == len(gradients) and all(map(np.array_equal, before, gradients))
     if unchanged and isinstance(got, tuple | list) and got and isinstance(got[0], tuple | list):
         if any(new is old for new, old in zip(got[0], gradients, strict=False)):
-            raise Mistake("it returns an array that it was given: wanted new arrays, also where nothing is clipped; "
-                          "g * 1.0 is a new one")  # fmt: skip
+            raise Mistake(
+                "it returns an array that it was given: wanted new arrays, also where nothing is clipped; "
+                "g * 1.0 is a new one"
+            )
     return got
 
 

@@ -46,8 +46,9 @@ def verdict_cases():
 
 def verdict_reference(shallow, deep):
     worse_in_training, worse_in_test = np.array(deep) > np.array(shallow)
-    return {(False, False): "no harm", (False, True): "overfitting"}.get((worse_in_training, worse_in_test),
-                                                                         "degradation")  # fmt: skip
+    return {(False, False): "no harm", (False, True): "overfitting"}.get(
+        (worse_in_training, worse_in_test), "degradation"
+    )
 
 
 # ---- 6.3
@@ -145,8 +146,9 @@ def identity_norm_run(answer, x, eps=1e-5):
     """The four arrays, and what batch norm does with them."""
     got = answer(x, eps)
     if isinstance(got, tuple | list) and len({id(part) for part in got}) < len(got):
-        raise Mistake("two of the four are one and the same array: who changes one would change the other, so return "
-                      "a copy")  # fmt: skip
+        raise Mistake(
+            "two of the four are one and the same array: who changes one would change the other, so return a copy"
+        )
     return got
 
 

@@ -93,8 +93,14 @@ def option_a_backward_reference(grad, shape, stride):
 
 def projection_cases():
     def arrays(shape, f, stride, dtype=np.float64, eps=1e-5):
-        return (1 + normal(*shape, dtype=dtype), normal(shape[3], f, seed=1, dtype=dtype),
-                2 + 0.5 * normal(f, seed=2, dtype=dtype), normal(f, seed=3, dtype=dtype), stride, eps)  # fmt: skip
+        return (
+            1 + normal(*shape, dtype=dtype),
+            normal(shape[3], f, seed=1, dtype=dtype),
+            2 + 0.5 * normal(f, seed=2, dtype=dtype),
+            normal(f, seed=3, dtype=dtype),
+            stride,
+            eps,
+        )
 
     yield "one square image, as many channels as before", arrays((1, 4, 4, 3), 3, 1)
     yield "twice the channels", arrays((1, 4, 4, 2), 4, 1)
@@ -177,8 +183,10 @@ def block_run(answer, x, *layers):
         if y.requires_grad:
             y.backward(np.ones(y.shape))
         if layers[0].layer.weight.grad is None:
-            raise Mistake("no gradient finds its way back from y to conv1: an array (.data) was taken out of a Tensor, "
-                          "so that the layers before it would never learn")  # fmt: skip
+            raise Mistake(
+                "no gradient finds its way back from y to conv1: an array (.data) was taken out of a Tensor, "
+                "so that the layers before it would never learn"
+            )
     return y
 
 

@@ -98,8 +98,9 @@ def bottleneck_reference(x, width, stride, option, training):
 
 def run_bottleneck(answer, x, width, stride, option, training):
     block = made(x, width, stride, option, training)
-    layers = SimpleNamespace(**{name: getattr(block, name) for name in (
-        "conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample")})  # fmt: skip
+    layers = SimpleNamespace(
+        **{name: getattr(block, name) for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample")}
+    )
     return forward_and_backward(answer, x, layers)
 
 
@@ -181,8 +182,7 @@ EXERCISES = [
         hints=(
             "Write the shape (KH, KW, C, F) of each of the three weights, and count their numbers. Then the norms: two "
             "numbers for each channel that comes out of a convolution.",
-            "    c_in * width + 3 * 3 * width * width + width * (4 * width)\n"
-            "    2 * (width + width + 4 * width)",
+            "    c_in * width + 3 * 3 * width * width + width * (4 * width)\n    2 * (width + width + 4 * width)",
             "The shortcut has a convolution and a norm of its own if stride != 1 or c_in != 4 * width. Its weight is "
             "(1, 1, c_in, 4 * width); the stride changes nothing about the number of weights.",
             "    if stride != 1 or c_in != 4 * width:\n        total += c_in * 4 * width + 2 * 4 * width",
@@ -235,8 +235,7 @@ EXERCISES = [
             "stands before x, and what stands alone?",
             "A convolution is linear in its weight: s conv(x, w) = conv(x, s w), channel by channel. What stands alone "
             "is the bias.",
-            "    w2 = w * s        (the last axis of w is F, so the shapes fit as they are)\n"
-            "    b2 = beta - ... * s",
+            "    w2 = w * s        (the last axis of w is F, so the shapes fit as they are)\n    b2 = beta - ... * s",
         ),
         cases=fold_cases,
         reference=fold_reference,

@@ -46,6 +46,7 @@ plots.notebook_style()
 # Here is a net with a single knob $w$. It is shown the number 3, answers $3w$, and should have said 6. The loss is the
 # square of what is missing.
 
+
 # %%
 def loss_of(w):
     return (w * 3 - 6) ** 2
@@ -107,6 +108,7 @@ print(f"ResNet-20 has {sum(p.size for p in net.parameters()):,} parameters")
 #
 # Every `step` is such a line: *from the gradient of what I made to the gradients of what I was made from.*
 
+
 # %%
 class Value:
     """A number that remembers how it was made."""
@@ -158,6 +160,7 @@ drawings.values(y, names=names)
 #
 # Are the numbers right? Nudge each of the four knobs and look.
 
+
 # %%
 def formula(w, x, b, k):
     return (w * x + b) * k
@@ -172,6 +175,7 @@ for name in at:
 # ## 4. Let the computer walk: a first try
 #
 # The hand's way looks like a recursion: write your gradient down, ask `step`, tell the parents.
+
 
 # %%
 def walk_1(value, g=1.0):
@@ -220,6 +224,7 @@ drawings.values(b, names={"a": a, "b": b})
 # So we write `+=`, and pass on what we have. A test that is a little harder than `a + a`: a *diamond*, where two ways
 # part and meet again, with something behind it.
 
+
 # %%
 def diamond():
     x, c, k = Value(2.0), Value(1.0), Value(3.0)
@@ -231,6 +236,7 @@ def diamond():
 
 x, y, names = diamond()
 drawings.values(y, names={**names, "y": y})
+
 
 # %%
 def walk_2(value, g=1.0):
@@ -282,6 +288,7 @@ print(f"walk_3: a.grad {names['a'].grad:5g}   x.grad {x.grad:5g}   in {calls} ca
 # **Predict.** Here is a chain of sums, each of a value with itself. The graph of 20 of them has 21 values. How many
 # calls does `walk_3` make?
 
+
 # %%
 def doubled(times):
     value = Value(1.0)
@@ -319,6 +326,7 @@ print(f"at a million ways a second: {ways / 1e6 / (365.25 * 24 * 3600):,.0f} yea
 # There is one more trouble, and it has nothing to do with forks. A recursion is as deep as the graph. Python allows
 # about 1,000 calls inside each other. Here is a plain chain, one value after the other, as deep as the paper's deepest
 # net has layers:
+
 
 # %%
 def long_chain(times):
@@ -360,6 +368,7 @@ except RecursionError as error:
 # - the first time it says *"first list my parents"*;
 # - the second time, when all above it on the stack is done, *"now list me"*.
 
+
 # %%
 def topological_order(root):
     """Every value that `root` was made from, parents before what was made from them, each once."""
@@ -377,6 +386,7 @@ def topological_order(root):
 
 # %% [markdown]
 # Watch it work on the diamond. `a` is pushed by `u` and by `v`, and still it is listed once.
+
 
 # %% tags=["hide-input"]
 def show_the_stack(root, called):
@@ -404,6 +414,7 @@ show_the_stack(y, {value: name for name, value in {**names, "y": y}.items()})
 
 # %% [markdown]
 # Now the walk itself is three lines: go through the order backwards; ask `step`; **add** what it says to the parents.
+
 
 # %%
 def walk_back(root):
@@ -449,6 +460,7 @@ print(f"1,202 sums in a row: {len(order):,} values handled, gradient of the firs
 # With one more operation we can build a small net: $\text{relu}(x) = \max(0, x)$. A nudge passes where $x > 0$ and is
 # stopped elsewhere, so its step is `g` or 0. We add it to the class (a class may be changed after it was made; that
 # saves printing it again).
+
 
 # %%
 def relu(self):
@@ -627,6 +639,7 @@ print(f"nudging every parameter up and down takes {2 * sum(p.size for p in net.p
 #
 # **Predict.** One number of `b` went up by $h$. How many numbers of the result moved?
 
+
 # %% tags=["hide-input"]
 def draw_grid(axes, array, left, top, title, colour, ghost=False):
     for (i, j), value in np.ndenumerate(array):
@@ -686,6 +699,7 @@ for shape in [(4, 3), (3,), (1, 3), (4, 1), (), (1, 1)]:
 
 # %% [markdown]
 # What if one forgets it? The engine compares shapes and refuses. Here is an addition without `unbroadcast`:
+
 
 # %%
 def careless_add(x, y):

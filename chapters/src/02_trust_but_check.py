@@ -58,8 +58,10 @@ def careless_relu(x):
 def train(relu, epochs=20, width=64):
     rng = np.random.default_rng(0)
     sizes = (3072, width, width, 10)
-    weights = [mr.Tensor((rng.normal(size=size) * np.sqrt(1 / size[0])).astype(np.float32), requires_grad=True)
-               for size in zip(sizes, sizes[1:], strict=False)]
+    weights = [
+        mr.Tensor((rng.normal(size=size) * np.sqrt(1 / size[0])).astype(np.float32), requires_grad=True)
+        for size in zip(sizes, sizes[1:], strict=False)
+    ]
     optimiser, losses = mr.SGD(weights, lr=0.02), []
     for _ in range(epochs):
         order = rng.permutation(len(x))
@@ -107,6 +109,7 @@ plt.show()
 # **Central difference**: use $x-h$ and $x+h$. When the two lines are subtracted, the $h^2$ terms cancel:
 #
 # $$ \frac{f(x+h) - f(x-h)}{2h} = f'(x) + \underbrace{\tfrac{h^2}{6} f'''(x)}_{\text{error}} + \dots $$
+
 
 # %%
 def f(x):
@@ -204,8 +207,15 @@ figure, axes = plt.subplots(figsize=(7, 4))
 looks = {"float32": plots.COLOURS[1], "float64": plots.COLOURS[0]}
 for (dtype, difference), found in errors.items():
     style = "o-" if difference == "central_difference" else "s--"
-    axes.loglog(steps, found, style, color=looks[dtype], markersize=3.5, markerfacecolor="white",
-                label=f"{dtype}, {difference.replace('_', ' ')}")
+    axes.loglog(
+        steps,
+        found,
+        style,
+        color=looks[dtype],
+        markersize=3.5,
+        markerfacecolor="white",
+        label=f"{dtype}, {difference.replace('_', ' ')}",
+    )
 axes.set(xlabel="h", ylabel="relative error of the slope", ylim=(1e-13, 30), xlim=(1e-15, 1))
 axes.grid(alpha=0.3)
 axes.annotate("rounding:\nh too small", (3e-11, 8e-4), ha="left", fontsize=9)
@@ -280,6 +290,7 @@ mr.gradcheck(lambda X, Y: X @ Y, [X, Y])
 
 # %% [markdown]
 # And the careless ReLU of section 1? Three lines instead of a day of tuning:
+
 
 # %%
 def verdict(fn, inputs):
@@ -447,6 +458,7 @@ for h in (1e-2, 1e-4, 1e-6):
 # **Predict.** What is $\sum_i \hat x_i$ over a column? How does it change when you nudge an $x_i$? What, then, is the
 # gradient of the sum?
 
+
 # %%
 def lazy_batch_norm(x):
     """Batch norm of each column. Its way back is as wrong as can be: zeros."""
@@ -470,6 +482,7 @@ print("checked with a random u:  ", verdict(lazy_batch_norm, [x_columns]).splitl
 #
 # Now for practice. Each row below is an operation: its forward, its backward with **one** mistake, and the inputs it is
 # tried on. All of them are mistakes that people make.
+
 
 # %%
 def operation(name, forward, backward):
@@ -588,6 +601,7 @@ for name, (forward, backward, arrays) in GALLERY.items():
 #
 # There are mistakes where nothing is compared at all, because something worse comes first:
 
+
 # %%
 def in_place(g, x):
     g *= x > 0
@@ -611,6 +625,7 @@ for name, (forward, backward, arrays) in WORSE.items():
 # ## 9. What the checker can't see
 #
 # It answers one question: *does backward belong to this forward, at these inputs?* Four wrong operations pass.
+
 
 # %%
 def softmax_of_columns(x):  # should be rows
@@ -702,8 +717,15 @@ print(f"the whole net: healthy {healthy['']:.0e}, with the mistake {ill['']:.0e}
 figure, axes = plt.subplots(figsize=(6, 3))
 places = np.arange(len(PARTS))
 axes.bar(places - 0.18, [healthy[part] for part in PARTS], 0.36, label="healthy", color=plots.COLOURS[0])
-axes.bar(places + 0.18, [ill[part] for part in PARTS], 0.36, label="5 % too much in layer2.1.conv1",
-         color=plots.COLOURS[1], hatch="//", edgecolor="white")
+axes.bar(
+    places + 0.18,
+    [ill[part] for part in PARTS],
+    0.36,
+    label="5 % too much in layer2.1.conv1",
+    color=plots.COLOURS[1],
+    hatch="//",
+    edgecolor="white",
+)
 axes.set_yscale("log")
 axes.set_xticks(places, PARTS)
 axes.set(ylabel="relative difference", ylim=(1e-11, 3))

@@ -87,6 +87,7 @@ plt.show()
 # %% [markdown]
 # **Predict.** Add 100 to all four scores. What happens to the probabilities? And if you multiply the scores by 3?
 
+
 # %%
 def show(scores):
     p = np.exp(mr.log_softmax(mr.Tensor(scores)).data)
@@ -142,8 +143,14 @@ p = np.linspace(0.003, 1, 400)
 axes.plot(p, -np.log(p))
 for value, text in ((0.9, "quite sure and right"), (0.1, "guessing among ten"), (0.01, "quite sure and wrong")):
     axes.plot(value, -np.log(value), "o", color=plots.COLOURS[1])
-    axes.annotate(f"{text}: {-np.log(value):.2f}", (value, -np.log(value)), (8, 20 if value > 0.5 else 6),
-                  textcoords="offset points", fontsize=8, ha="right" if value > 0.5 else "left")
+    axes.annotate(
+        f"{text}: {-np.log(value):.2f}",
+        (value, -np.log(value)),
+        (8, 20 if value > 0.5 else 6),
+        textcoords="offset points",
+        fontsize=8,
+        ha="right" if value > 0.5 else "left",
+    )
 axes.set(xlabel="probability given to the right class", ylabel="loss", ylim=(0, None))
 plt.show()
 
@@ -152,6 +159,7 @@ plt.show()
 # $e^{L}$ is the number of classes among which the net is, on the whole, still undecided.
 #
 # **Predict.** A net with random, tiny weights knows nothing yet. What is its loss on ten classes, to three digits?
+
 
 # %%
 def softmax_regression(seed=0):
@@ -213,6 +221,7 @@ plt.show()
 #
 # **Predict.** Take the mean over a random **batch** of $B$ pictures instead. How does its error fall with $B$? How many
 # more pictures for half the error?
+
 
 # %%
 def gradient_of(rows):
@@ -355,6 +364,7 @@ for step in range(1, 21):
 # gradients. After each epoch (once through all training pictures, in a new order) we look at the validation part,
 # without a graph.
 
+
 # %%
 def accuracy(scores, labels):
     return np.mean(scores.argmax(axis=1) == labels)
@@ -429,6 +439,7 @@ plt.show()
 #
 # $$ h = \text{relu}(x W_1 + b_1) \qquad s = h W_2 + b_2 $$
 
+
 # %%
 def mlp(width=256, seed=0):
     rng = np.random.default_rng(seed)
@@ -458,6 +469,7 @@ for name, std in (("0.01", 0.01), ("1", 1.0)):
 #
 # **Predict.** Below are three nets. One is sound. In one, somebody put a ReLU behind the last layer, "since all layers
 # have one". In one, the gradients are never cleared. Which curve will belong to which?
+
 
 # %%
 def overfit(net, clear=True, steps=60):
@@ -707,6 +719,7 @@ for name, (_, gradients) in found.items():
 # rule both stay level, forward and back. Does it matter for learning? Ten layers, one batch by heart, and nothing
 # different but the first weights:
 
+
 # %%
 def heart(rule, steps=60):
     net = deep_net(rule, depth=10, width=128)
@@ -767,6 +780,7 @@ axes.set_xticks(range(10), data.classes, rotation=45, ha="right", fontsize=8)
 axes.set_yticks(range(10), data.classes, fontsize=8)
 axes.set(xlabel="the net's answer", ylabel="what it is", title="of 100 pictures of a kind")
 plt.show()
+
 
 # %%
 def look_at(rows):

@@ -93,8 +93,9 @@ def slide(x, w):
 x = np.zeros((5, 6))
 x[1:4, 2:5] = 4  # a bright square
 w = np.array([[-1, 0, 1], [-1, 0, 1], [-1, 0, 1]])
-drawings.numbers({"x": x, "w": w, "y = slide(x, w)": slide(x, w)},
-                 marks={"x": [(1, 1, 3, 3)], "y = slide(x, w)": [(1, 1, 1, 1)]})  # fmt: skip
+drawings.numbers(
+    {"x": x, "w": w, "y = slide(x, w)": slide(x, w)}, marks={"x": [(1, 1, 3, 3)], "y = slide(x, w)": [(1, 1, 1, 1)]}
+)
 
 # %% [markdown]
 # This kernel subtracts what is on the left from what is on the right. Where the picture gets brighter to the right, $y$
@@ -231,8 +232,9 @@ print(f"{cases} cases counted, {wrong} differ from the formula")
 red, green, blue = np.full((3, 3), 5), np.array([[1, 0, 1], [0, 2, 0], [1, 0, 1]]), np.array([[2, 1, 0]] * 3)
 w_red, w_green, w_blue = np.full((3, 3), 1), np.zeros((3, 3)), np.full((3, 3), -1)
 y = sum((a * b).sum() for a, b in ((red, w_red), (green, w_green), (blue, w_blue)))
-drawings.numbers({"red": red, "green": green, "blue": blue,
-                  "w red": w_red, "w green": w_green, "w blue": w_blue, "y": y}, columns=3)  # fmt: skip
+drawings.numbers(
+    {"red": red, "green": green, "blue": blue, "w red": w_red, "w green": w_green, "w blue": w_blue, "y": y}, columns=3
+)
 
 # %% [markdown]
 # This filter answers "how much more red than blue is there here?" A layer has $F$ such filters, and each gives one
@@ -372,8 +374,10 @@ print("dw", dw.shape, "like w", w.shape)
 a, b, c, f = 2, 0, 1, 3  # one weight
 under_it = x[:, a : a + 4, b : b + 3, c]  # what it met, (N, OH, OW)
 print("one weight, by its uses:", f"{(under_it * g[..., f]).sum():.6f}", " in dw:", f"{dw[a, b, c, f]:.6f}")
-print("g slides over x:        ", np.allclose(slide(x[0, :, :, c], g[0, :, :, f]) + slide(x[1, :, :, c], g[1, :, :, f]),
-                                              dw[:, :, c, f]))  # fmt: skip
+print(
+    "g slides over x:        ",
+    np.allclose(slide(x[0, :, :, c], g[0, :, :, f]) + slide(x[1, :, :, c], g[1, :, :, f]), dw[:, :, c, f]),
+)
 
 # %% [markdown]
 # And a bias? It is added in every place, so its gradient is the sum of $g$ over all places: `g.sum(axis=(0, 1, 2))`.
@@ -400,14 +404,20 @@ print("dcols", dcols.shape, "like cols", cols.shape)
 # How many copies are there? **Predict** it for a picture of 5x5 pixels and a 3x3 kernel: for the pixel in the corner,
 # for the one in the middle. Then for stride 2.
 
+
 # %%
 def copies(size, kernel, stride=1):
     places = output_size(size, kernel, stride, 0)
     return col2im(np.ones((places**2, kernel**2)), (1, size, size, 1), kernel, kernel, stride)[0, :, :, 0]
 
 
-drawings.numbers({"5x5, kernel 3": copies(5, 3), "7x7, kernel 3, stride 2": copies(7, 3, 2),
-                  "7x7, kernel 2, stride 2": copies(7, 2, 2)})  # fmt: skip
+drawings.numbers(
+    {
+        "5x5, kernel 3": copies(5, 3),
+        "7x7, kernel 3, stride 2": copies(7, 3, 2),
+        "7x7, kernel 2, stride 2": copies(7, 2, 2),
+    }
+)
 
 # %% [markdown]
 # A corner lies in one patch only, a pixel in the middle in nine. At stride 2 with a 3x3 kernel, some pixels lie in four
@@ -479,8 +489,12 @@ def told(function, inputs):
 
 print(told(conv_with(with_equals), [small_x, small_w]))
 one_image = np.abs(with_equals(g, w, x.shape) - by_col2im(g, w, x.shape))[0, :, :, 0]
-drawings.numbers({"the mistake, one channel": one_image.round(1), "copies of each pixel": col2im(
-    np.ones((12, 9)), (1, 6, 5, 1), 3, 3)[0, :, :, 0]})  # fmt: skip
+drawings.numbers(
+    {
+        "the mistake, one channel": one_image.round(1),
+        "copies of each pixel": col2im(np.ones((12, 9)), (1, 6, 5, 1), 3, 3)[0, :, :, 0],
+    }
+)
 
 # %% [markdown]
 # Only the corners are right, the pixels with a single copy.
@@ -712,10 +726,13 @@ machine = recorded["machine"]
 heights = len(live), len(recorded["milliseconds"])
 figure, axes = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True, height_ratios=heights)
 ladders = (
-    (f"measured in this notebook, {mr.get_num_threads()} thread{'s' if mr.get_num_threads() > 1 else ''}",
-     {name: 1e3 * t for name, t in live.items()}, plots.COLOURS[0]),
+    (
+        f"measured in this notebook, {mr.get_num_threads()} thread{'s' if mr.get_num_threads() > 1 else ''}",
+        {name: 1e3 * t for name, t in live.items()},
+        plots.COLOURS[0],
+    ),
     (f"recorded: {machine['processor']}, {machine['cores']} cores", recorded["milliseconds"], plots.COLOURS[4]),
-)  # fmt: skip
+)
 for axis, (title, times, colour) in zip(axes, ladders, strict=True):
     bars = axis.barh(list(times), list(times.values()), color=colour)
     axis.bar_label(bars, [f"{t:,.0f} ms" if t >= 100 else f"{t:.1f} ms" for t in times.values()], padding=3, fontsize=8)
@@ -741,8 +758,10 @@ whole = 32 * 32 * 32 * 3 * 3 * 16 * 4
 image_bytes = whole // 32
 slices = mr.backend.split(32, image_bytes)
 print(f"im2col of the whole batch: {whole / 2**20:.1f} MiB")
-print(f"in chunks: {len(slices)} slices of at most {max(s.stop - s.start for s in slices)} images, "
-      f"{max(s.stop - s.start for s in slices) * image_bytes / 2**20:.1f} MiB each")  # fmt: skip
+print(
+    f"in chunks: {len(slices)} slices of at most {max(s.stop - s.start for s in slices)} images, "
+    f"{max(s.stop - s.start for s in slices) * image_bytes / 2**20:.1f} MiB each"
+)
 
 # %% [markdown]
 # That is why `conv2d` in the library looks as it does: a loop over chunks around the two lines that you know, and
@@ -758,10 +777,15 @@ print(f"in chunks: {len(slices)} slices of at most {max(s.stop - s.start for s i
 def small_net(seed=0):
     rng = np.random.default_rng(seed)
     return nn.Sequential(
-        nn.Conv2d(3, 16, 7, stride=2, padding=3, bias=True, rng=rng), nn.ReLU(), nn.MaxPool2d(2),  # 32 -> 16 -> 8
-        nn.Conv2d(16, 32, 3, padding=1, bias=True, rng=rng), nn.ReLU(), nn.MaxPool2d(2),  # 8 -> 4
-        nn.Flatten(), nn.Linear(32 * 4 * 4, 10, std=0.01, rng=rng),
-    )  # fmt: skip
+        nn.Conv2d(3, 16, 7, stride=2, padding=3, bias=True, rng=rng),
+        nn.ReLU(),
+        nn.MaxPool2d(2),  # 32 -> 16 -> 8
+        nn.Conv2d(16, 32, 3, padding=1, bias=True, rng=rng),
+        nn.ReLU(),
+        nn.MaxPool2d(2),  # 8 -> 4
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, 10, std=0.01, rng=rng),
+    )
 
 
 def train(net, images, labels, test_images, epochs):

@@ -117,6 +117,7 @@ def signals(net):
 
 plain = {gain: signals(deep_net(30, gain)) for gain in (0.7, 1.0, 1.4)}
 
+
 # %% tags=["hide-input"]
 def show_signals(found, predicted=True):
     """Forward and backward, a line for each gain; dotted: gain to the power of the number of layers."""
@@ -159,6 +160,7 @@ for gain, (_, backward) in plain.items():
 #
 # What happens to training where gradients explode? The smallest deep net there is has one weight, used twenty times:
 # $y = w^{20}$. It shall learn to give $y = \tfrac12$. Here is its loss, $L = \tfrac12 (w^{20} - \tfrac12)^2$.
+
 
 # %% tags=["hide-input"]
 def cliff(w):
@@ -232,11 +234,16 @@ def small_net(norm=None, seed=0):
     rng = np.random.default_rng(seed)
     return nn.Sequential(
         nn.Conv2d(3, 16, 7, stride=2, padding=3, bias=norm is None, rng=rng),
-        *([norm(16)] if norm else []), nn.ReLU(), nn.MaxPool2d(2),
+        *([norm(16)] if norm else []),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1, bias=norm is None, rng=rng),
-        *([norm(32)] if norm else []), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * 4 * 4, 10, std=0.01, rng=rng),
-    )  # fmt: skip
+        *([norm(32)] if norm else []),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, 10, std=0.01, rng=rng),
+    )
 
 
 def train(net, lr, steps, max_norm=None):
@@ -260,6 +267,7 @@ def train(net, lr, steps, max_norm=None):
 
 wild = train(small_net(), lr=0.2, steps=200)
 held = train(small_net(), lr=0.2, steps=200, max_norm=0.25)
+
 
 # %% tags=["hide-input"]
 def smooth(losses, width=10):
@@ -399,8 +407,10 @@ print(f"the gradient grows by a factor of {growth:.2f} per layer, at initialisat
 # are healthy without batch norm too. **Predict** the two curves.
 
 # %%
-depth_20 = {"no norm": train(deep_net(20, width=16), lr=0.1, steps=78)[0],
-            "batch norm": train(deep_net(20, width=16, norm=nn.BatchNorm2d), lr=0.1, steps=78)[0]}  # fmt: skip
+depth_20 = {
+    "no norm": train(deep_net(20, width=16), lr=0.1, steps=78)[0],
+    "batch norm": train(deep_net(20, width=16, norm=nn.BatchNorm2d), lr=0.1, steps=78)[0],
+}
 
 
 # %% tags=["hide-input"]
@@ -441,8 +451,10 @@ def likeness(net):
     return found
 
 
-alike = {"no norm": likeness(deep_net(20, width=16)),
-         "batch norm": likeness(deep_net(20, width=16, norm=nn.BatchNorm2d))}  # fmt: skip
+alike = {
+    "no norm": likeness(deep_net(20, width=16)),
+    "batch norm": likeness(deep_net(20, width=16, norm=nn.BatchNorm2d)),
+}
 
 
 # %% tags=["hide-input"]
@@ -593,8 +605,10 @@ for name, derived, measured in (
     ("dmean", dmean, slope(from_mean, mean)),
     ("dx", dx, slope(from_x, x)),
 ):
-    print(f"{name:7} largest entry {np.abs(measured).max():8.1e}   "
-          f"largest difference {np.abs(derived - measured).max():.0e}")  # fmt: skip
+    print(
+        f"{name:7} largest entry {np.abs(measured).max():8.1e}   "
+        f"largest difference {np.abs(derived - measured).max():.0e}"
+    )
 
 # %% [markdown]
 # All eight are right.
@@ -653,8 +667,10 @@ for mean_moves, variance_moves, terms, name in (
     (True, True, first + second + third, "all three"),
 ):
     measured = slope(lambda x, m=mean_moves, k=variance_moves: loss_with(x, m, k), x)
-    print(f"mean {'moves' if mean_moves else 'fixed'}, variance {'moves' if variance_moves else 'fixed'}: "
-          f"{name:15} largest difference {np.abs(gamma * s * terms - measured).max():.0e}")  # fmt: skip
+    print(
+        f"mean {'moves' if mean_moves else 'fixed'}, variance {'moves' if variance_moves else 'fixed'}: "
+        f"{name:15} largest difference {np.abs(gamma * s * terms - measured).max():.0e}"
+    )
 
 # %% [markdown]
 # Each term is there for its reason, and for no other.
@@ -728,6 +744,7 @@ for keep_mean, keep_variance in ((True, True), (False, True), (True, False)):
 # second leaves no such trace; all you see is that everything is wrong.
 #
 # The library's `batch_norm` is this formula, with chunks and threads around it. Is it right, and what does it save?
+
 
 # %%
 def library(x, gamma, beta):
@@ -859,8 +876,11 @@ plt.show()
 
 # %%
 image, others = normalise(data.test_images[:1]), normalise(data.test_images[by_class[:15]])
-company = {"alone": image, "with 15 mixed images": normalise(data.test_images[:16]),
-           f"with 15 of class {data.classes[0]}": np.concatenate([image, others])}  # fmt: skip
+company = {
+    "alone": image,
+    "with 15 mixed images": normalise(data.test_images[:16]),
+    f"with 15 of class {data.classes[0]}": np.concatenate([image, others]),
+}
 label = data.test_labels[0]
 for mode in ("train", "eval"):
     net.load_state_dict(state)
@@ -897,8 +917,10 @@ net.load_state_dict(state)
 
 # %%
 table = np.arange(1, 19).reshape(6, 3)
-drawings.numbers({"batch norm: each column": table, "layer norm: each row": table},
-                 marks={"batch norm: each column": [(0, 1, 6, 1)], "layer norm: each row": [(2, 0, 1, 3)]})  # fmt: skip
+drawings.numbers(
+    {"batch norm: each column": table, "layer norm: each row": table},
+    marks={"batch norm: each column": [(0, 1, 6, 1)], "layer norm: each row": [(2, 0, 1, 3)]},
+)
 
 # %% [markdown]
 # The rows are examples (or positions of pictures), the columns channels. The formula is the same, turned by a quarter.

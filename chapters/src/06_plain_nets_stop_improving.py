@@ -92,8 +92,14 @@ for n in (1, 3, 5, 7, 9, 18):
 
 # %%
 whole = open_data("auto")
-data = Dataset(whole.name, whole.train_images[:1000], whole.train_labels[:1000],
-               whole.test_images[:500], whole.test_labels[:500], whole.classes)  # fmt: skip
+data = Dataset(
+    whole.name,
+    whole.train_images[:1000],
+    whole.train_labels[:1000],
+    whole.test_images[:500],
+    whole.test_labels[:500],
+    whole.classes,
+)
 recipe = {"width": 4, "batch_size": 32, "augment": False}
 temporary = TemporaryDirectory()  # for the files that training writes
 folder = Path(temporary.name)
@@ -115,6 +121,7 @@ def train(model, epochs=9):
 train("plain20")
 train("plain56")
 
+
 # %% tags=["hide-input"]
 def show_curves(rows):
     """Training loss and training error over the epochs."""
@@ -134,8 +141,10 @@ def show_curves(rows):
 
 show_curves(rows)
 shallow, deep = (rows[model][-1] for model in ("plain20", "plain56"))
-print(f"training loss after {shallow['epoch']} epochs: plain-20 {shallow['train_loss']:.2f}, "
-      f"plain-56 {deep['train_loss']:.2f}; guessing gives {np.log(10):.2f}")  # fmt: skip
+print(
+    f"training loss after {shallow['epoch']} epochs: plain-20 {shallow['train_loss']:.2f}, "
+    f"plain-56 {deep['train_loss']:.2f}; guessing gives {np.log(10):.2f}"
+)
 
 # %% [markdown]
 # The shallow net learns, the deep one has hardly begun. And this is the *training* loss: the images that the net is
@@ -160,8 +169,10 @@ def tell(name):
     if name not in recorded:
         return f"{name:9} not recorded yet"
     run = recorded[name]
-    return (f"{name:9} epochs: {run.epochs():8} training error {run.error('train'):5.1f} %   "
-            f"test error {run.error('test'):5.1f} %")  # fmt: skip
+    return (
+        f"{name:9} epochs: {run.epochs():8} training error {run.error('train'):5.1f} %   "
+        f"test error {run.error('test'):5.1f} %"
+    )
 
 
 def compare(shallow, deep):
@@ -171,8 +182,10 @@ def compare(shallow, deep):
     a, b = recorded[shallow], recorded[deep]
     epoch = min(len(a.rows), len(b.rows))
     more = b.error("train", epoch - 1) - a.error("train", epoch - 1)
-    return (f"after {epoch} epochs the training error of {deep} is {abs(more):.1f} points "
-            f"{'above' if more > 0 else 'below'} that of {shallow}")  # fmt: skip
+    return (
+        f"after {epoch} epochs the training error of {deep} is {abs(more):.1f} points "
+        f"{'above' if more > 0 else 'below'} that of {shallow}"
+    )
 
 
 for name in ("plain20", "plain56"):
@@ -203,12 +216,21 @@ plots.errors({"plain nets on CIFAR-10 (recorded)": found}) if found else None
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(7, 2.6), sharey=True)
-for axes, title, training, test in ((panels[0], "overfitting", (10, 2), (14, 17)),
-                                    (panels[1], "degradation", (10, 13), (14, 17))):  # fmt: skip
+for axes, title, training, test in (
+    (panels[0], "overfitting", (10, 2), (14, 17)),
+    (panels[1], "degradation", (10, 13), (14, 17)),
+):
     for k, (errors, name) in enumerate(((training, "training error"), (test, "test error"))):
         place = np.arange(2) + 0.36 * (k - 0.5)
-        axes.bar(place, errors, 0.32, color=plots.COLOURS[4 if k else 0], label=name, hatch="//" if k else "",
-                 edgecolor="white")  # fmt: skip
+        axes.bar(
+            place,
+            errors,
+            0.32,
+            color=plots.COLOURS[4 if k else 0],
+            label=name,
+            hatch="//" if k else "",
+            edgecolor="white",
+        )
     axes.set(title=title, xticks=[0, 1], xticklabels=["shallow", "deep"], yticks=[], ylim=(0, 24))
 panels[0].set_ylabel("error")
 panels[0].legend(ncols=2, loc="upper left", fontsize=8)
@@ -226,8 +248,10 @@ plt.show()
 # %%
 for model in ("plain20", "plain56"):
     last = rows[model][-1]
-    print(f"{model}: training error {100 * (1 - last['train_acc']):.0f} %, "
-          f"test error {100 * (1 - last['test_acc']):.0f} %")  # fmt: skip
+    print(
+        f"{model}: training error {100 * (1 - last['train_acc']):.0f} %, "
+        f"test error {100 * (1 - last['test_acc']):.0f} %"
+    )
 
 # %% [markdown]
 # To the right one. There is hardly a gap between training and test. Nothing has been overfitted, too little has been
@@ -243,6 +267,7 @@ for model in ("plain20", "plain56"):
 #
 # **Predict.** If gradients vanish in plain-56: in which layers are the norms tiny?
 
+
 # %%
 def norms(model, moment):
     """The norm of each layer's gradient, over the number of the layer."""
@@ -250,17 +275,24 @@ def norms(model, moment):
     return range(1, len(found) + 1), found
 
 
-plots.lines({title: {model: norms(model, moment) for model in inside}
-             for moment, title in ((0, "before training"), (-1, "after the last epoch"))},
-            "layer", "norm of dL/dw", log=True)  # fmt: skip
+plots.lines(
+    {
+        title: {model: norms(model, moment) for model in inside}
+        for moment, title in ((0, "before training"), (-1, "after the last epoch"))
+    },
+    "layer",
+    "norm of dL/dw",
+    log=True,
+)
 
 # %%
 print("norm of the gradient        first layer    last   smallest   largest / smallest")
 for model in inside:
     for moment, title in ((0, "before training"), (-1, "at the end")):
         found = norms(model, moment)[1]
-        print(f"{model}, {title:17} {found[0]:11.4f} {found[-1]:7.4f} {min(found):10.4f}"
-              f" {max(found) / min(found):12.0f}")  # fmt: skip
+        print(
+            f"{model}, {title:17} {found[0]:11.4f} {found[-1]:7.4f} {min(found):10.4f} {max(found) / min(found):12.0f}"
+        )
 found = norms("plain56", 0)[1]
 print(f"\nplain-56 before training: times {(found[0] / found[-1]) ** (1 / (len(found) - 1)):.2f} per layer, going back")
 print(f"a vanishing gradient (chapter 5), times 0.70 per layer: {0.7 ** (len(found) - 1):.0e} in the end")
@@ -277,8 +309,10 @@ print(f"a vanishing gradient (chapter 5), times 0.70 per layer: {0.7 ** (len(fou
 for name in ("plain20", "plain56"):
     for row in [recorded[name].layers[i] for i in (0, 1, -1)] if name in recorded else ():
         found = list(row["gradient"].values())
-        print(f"{name}, after {row['epoch']:2} epochs: between {min(found):.3f} and {max(found):.3f}, "
-              f"first layer {found[0]:.3f}")  # fmt: skip
+        print(
+            f"{name}, after {row['epoch']:2} epochs: between {min(found):.3f} and {max(found):.3f}, "
+            f"first layer {found[0]:.3f}"
+        )
 if "plain56" not in recorded:
     print("plain56   not recorded yet")
 
@@ -304,6 +338,7 @@ if "plain56" not in recorded:
 #   at right angles.
 #
 # **Predict.** How alike are the twins at the end of plain-56? And their gradients?
+
 
 # %%
 def twins(model, noise=0.01, images=64):
@@ -415,13 +450,19 @@ gentle = {model: go_on(model, 0.01) for model in ("plain20", "plain56")}
 
 # %%
 figures = made["plain56"]
-print(f"plain-20, trained:            test loss {figures['before_test_loss']:.4f}, "
-      f"accuracy {100 * figures['before_test_acc']:.1f} %")  # fmt: skip
-print(f"plain-56, made of it:         test loss {figures['after_test_loss']:.4f}, "
-      f"accuracy {100 * figures['after_test_acc']:.1f} %")  # fmt: skip
+print(
+    f"plain-20, trained:            test loss {figures['before_test_loss']:.4f}, "
+    f"accuracy {100 * figures['before_test_acc']:.1f} %"
+)
+print(
+    f"plain-56, made of it:         test loss {figures['after_test_loss']:.4f}, "
+    f"accuracy {100 * figures['after_test_acc']:.1f} %"
+)
 print(f"largest difference of two outputs: {figures['largest_difference']:.0e}")
-print(f"plain-56, trained from scratch: test loss {rows['plain56'][-1]['test_loss']:.4f}, "
-      f"accuracy {100 * rows['plain56'][-1]['test_acc']:.1f} %")  # fmt: skip
+print(
+    f"plain-56, trained from scratch: test loss {rows['plain56'][-1]['test_loss']:.4f}, "
+    f"accuracy {100 * rows['plain56'][-1]['test_acc']:.1f} %"
+)
 
 # %% [markdown]
 # The same net, but for rounding, with 36 layers more. So good weights for plain-56 *exist*, and we hold them in our

@@ -103,6 +103,7 @@ for name in ("plain20", "resnet20"):
 #
 # **Predict.** Six curves in your head: one block, two and four in a row, plain and residual. Which get to zero?
 
+
 # %%
 def learn_identity(option, blocks, steps=200):
     """Ask so many basic blocks (option None: plain) to give out what comes in; the blocks, and the error by step."""
@@ -121,8 +122,11 @@ def learn_identity(option, blocks, steps=200):
     return net, errors
 
 
-race = {(kind, blocks): learn_identity(option, blocks)
-        for blocks in (1, 2, 4) for kind, option in (("plain", None), ("residual", "A"))}  # fmt: skip
+race = {
+    (kind, blocks): learn_identity(option, blocks)
+    for blocks in (1, 2, 4)
+    for kind, option in (("plain", None), ("residual", "A"))
+}
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 3, figsize=(8.5, 3), sharey=True)
@@ -152,8 +156,10 @@ print(f"dotted: {1 - 2 / np.pi:.2f}, for a net that knows only the mean of the n
 # %%
 for blocks in (1, 2, 4):
     net, _ = race["residual", blocks]
-    print(f"{blocks} residual block(s), mean size of the last norm's gamma:",
-          ", ".join(f"{np.abs(block.bn2.weight.data).mean():.3f}" for block in net))  # fmt: skip
+    print(
+        f"{blocks} residual block(s), mean size of the last norm's gamma:",
+        ", ".join(f"{np.abs(block.bn2.weight.data).mean():.3f}" for block in net),
+    )
 
 # %% [markdown]
 # They pushed $F$ to zero, by the shortest way. (Four in a row are still on theirs.)
@@ -207,8 +213,10 @@ print(f"arrives at y               {size(g):.3f}")
 print(f"over the shortcut          {size(over.grad):.3f}")
 print(f"through the layers         {size(through.grad):.3f}")
 print(f"the sum of both            {size(over.grad + through.grad):.3f}")
-print(f"in the block as it is      {size(x.grad):.3f}, largest difference "
-      f"{np.abs(x.grad - over.grad - through.grad).max():.0e}")  # fmt: skip
+print(
+    f"in the block as it is      {size(x.grad):.3f}, largest difference "
+    f"{np.abs(x.grad - over.grad - through.grad).max():.0e}"
+)
 
 # %% [markdown]
 # The sum is exact. The shortcut's share is a little smaller than $g$, since the ReLU behind the sum let nothing through
@@ -229,8 +237,9 @@ for length in range(4):
         term = prod(slopes[name] for name in way)
         total += term
         print(f"through {' and '.join(way) or 'no layer at all':15} {term:7.3f}")
-print(f"sum {total:.3f}, product of (1 + f) {prod(1 + f for f in slopes.values()):.3f}, "
-      f"plain {prod(slopes.values()):.3f}")  # fmt: skip
+print(
+    f"sum {total:.3f}, product of (1 + f) {prod(1 + f for f in slopes.values()):.3f}, plain {prod(slopes.values()):.3f}"
+)
 
 # %% [markdown]
 # **Predict.** In a ResNet-56 there are 27 blocks. How many ways lead back through it? Through how many blocks does a
@@ -274,8 +283,14 @@ for f in (0.5, 0.1, 0.0, -0.1, -0.5, -1.0):
 
 # %%
 whole = open_data("auto")
-data = Dataset(whole.name, whole.train_images[:1000], whole.train_labels[:1000],
-               whole.test_images[:500], whole.test_labels[:500], whole.classes)  # fmt: skip
+data = Dataset(
+    whole.name,
+    whole.train_images[:1000],
+    whole.train_labels[:1000],
+    whole.test_images[:500],
+    whole.test_labels[:500],
+    whole.classes,
+)
 normalise = Normalise.channels(data.train_images)
 gains = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4)
 
@@ -298,8 +313,11 @@ def gradient_sizes(model, gain, norm):
     return sizes / sizes[-1]
 
 
-heat = {(norm, model): np.array([gradient_sizes(model, gain, norm) for gain in gains])
-        for norm in (False, True) for model in ("plain56", "resnet56")}  # fmt: skip
+heat = {
+    (norm, model): np.array([gradient_sizes(model, gain, norm) for gain in gains])
+    for norm in (False, True)
+    for model in ("plain56", "resnet56")
+}
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(2, 2, figsize=(8.5, 4.6), sharex=True, sharey=True)
@@ -338,16 +356,24 @@ for (norm, model), ratios in heat.items():
 
 # %% tags=["hide-input"]
 recorded = {name: run for name, run in tables.records(results, "degradation").items() if run.rows}
-shown = {name: np.array([list(row["gradient"].values()) for row in recorded[name].layers])
-         for name in ("plain20", "resnet20", "plain56", "resnet56") if name in recorded}  # fmt: skip
+shown = {
+    name: np.array([list(row["gradient"].values()) for row in recorded[name].layers])
+    for name in ("plain20", "resnet20", "plain56", "resnet56")
+    if name in recorded
+}
 if shown:
     every = np.log10(np.concatenate([found.ravel() for found in shown.values()]))
     low, high = int(np.floor(every.min())), int(np.ceil(every.max()))
     figure, panels = plt.subplots(1, len(shown), figsize=(2 + 2.6 * len(shown), 3), squeeze=False)
     for axes, (name, found) in zip(panels[0], shown.items(), strict=True):
         seen = axes.imshow(np.log10(found.T), cmap="cividis", vmin=low, vmax=high, aspect="auto", origin="lower")
-        axes.set(title=name, xlabel="epochs done", xticks=range(0, len(found), 5 if len(found) > 5 else 1),
-                 yticks=[0, found.shape[1] - 1], yticklabels=[1, found.shape[1]])  # fmt: skip
+        axes.set(
+            title=name,
+            xlabel="epochs done",
+            xticks=range(0, len(found), 5 if len(found) > 5 else 1),
+            yticks=[0, found.shape[1] - 1],
+            yticklabels=[1, found.shape[1]],
+        )
     panels[0, 0].set_ylabel("layer")
     bar = figure.colorbar(seen, ax=panels, ticks=range(low, high + 1))
     bar.ax.set_yticklabels([f"$10^{{{k}}}$" for k in range(low, high + 1)])
@@ -358,8 +384,10 @@ for name in ("plain20", "resnet20", "plain56", "resnet56"):
         print(f"{name}: not recorded yet")
     else:
         first, last = shown[name][0], shown[name][-1]
-        print(f"{name}: {first.min():.3f} to {first.max():.3f} before training, {last.min():.3f} to {last.max():.3f} "
-              f"after {recorded[name].layers[-1]['epoch']} epochs")  # fmt: skip
+        print(
+            f"{name}: {first.min():.3f} to {first.max():.3f} before training, {last.min():.3f} to {last.max():.3f} "
+            f"after {recorded[name].layers[-1]['epoch']} epochs"
+        )
 
 # %% [markdown]
 # ## 5. Does it train?
@@ -390,6 +418,7 @@ def train(name, model, begin=None):
 train("resnet20", "resnet20")
 train("resnet56", "resnet56")
 
+
 # %% tags=["hide-input"]
 def show_curves(rows):
     """Training loss and training error over the epochs."""
@@ -418,6 +447,7 @@ for name, curve in rows.items():
 #
 # One seed, tiny nets, few steps; see chapter 6 for what that is worth. The recorded runs on CIFAR-10 are of full width,
 # with the paper's recipe in 10 epochs:
+
 
 # %% tags=["hide-input"]
 def found(*names):
@@ -453,6 +483,7 @@ Markdown(tables.depths(results, "depth") or "Not recorded yet.")
 #
 # And the clue of chapter 6, images and their twins with one percent of noise? Here are the gradients again, with the
 # plus sign.
+
 
 # %% tags=["hide-input"]
 def twins(model, noise=0.01, images=64):
@@ -507,8 +538,9 @@ except ValueError as error:
 x = np.arange(1, 17).reshape(4, 4)
 x = np.stack([x, -x], axis=-1)[None].astype(np.float32)  # (1, 4, 4, 2)
 y = subsample_and_pad(mr.Tensor(x), stride=2, channels=4).data  # (1, 2, 2, 4)
-drawings.numbers({f"x, channel {c}": x[0, :, :, c] for c in range(2)} |
-                 {f"y, channel {c}": y[0, :, :, c] for c in range(4)})  # fmt: skip
+drawings.numbers(
+    {f"x, channel {c}": x[0, :, :, c] for c in range(2)} | {f"y, channel {c}": y[0, :, :, c] for c in range(4)}
+)
 
 # %% [markdown]
 # A quarter of the pixels, twice the channels. Half of the new zeros stand in front, half behind. (The paper leaves open
@@ -521,8 +553,10 @@ for option in "ABC":
     net = mr.build("resnet20", shortcut=option)
     total = mr.summarise(net).total
     projections = sum(isinstance(module, nn.Conv2d) and "downsample" in name for name, module in net.modules())
-    print(f"option {option}: {total.parameters:,} parameters, {total.multiply_adds:,} multiply-adds, "
-          f"{projections} projections")  # fmt: skip
+    print(
+        f"option {option}: {total.parameters:,} parameters, {total.multiply_adds:,} multiply-adds, "
+        f"{projections} projections"
+    )
 
 # %% [markdown]
 # Little. And what do they bring? On ImageNet, with ResNet-34, the paper finds a top-1 error of 25.03 % with A, 24.52 %
@@ -550,6 +584,7 @@ Markdown(tables.shortcuts(results) or "Not recorded yet.")
 # $\gamma$ of each block to **zero** at the start. Then $F(x) = 0$, and every block begins as $y = x$ (Goyal et al.,
 # "Accurate, large minibatch SGD", 2017). In minires: `mr.build(..., zero_init=True)`.
 
+
 # %%
 def sizes(net):
     """How large the numbers are behind each block."""
@@ -564,8 +599,10 @@ def sizes(net):
     return found
 
 
-fresh = {"as usual": sizes(mr.build("resnet56", width=4)),
-         "last gamma 0": sizes(mr.build("resnet56", width=4, zero_init=True))}  # fmt: skip
+fresh = {
+    "as usual": sizes(mr.build("resnet56", width=4)),
+    "last gamma 0": sizes(mr.build("resnet56", width=4, zero_init=True)),
+}
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(5.5, 2.8))

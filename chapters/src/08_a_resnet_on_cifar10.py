@@ -80,7 +80,11 @@ print(f"\nthe paper's {PAPER_STEPS:,} steps are {PAPER_STEPS * 128 / 50_000:.0f}
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(7.5, 3))
-plans = {"paper": Config.from_recipe("paper"), "paper, 110 layers": Config.from_recipe("paper", model="resnet110"), "fast": fast}
+plans = {
+    "paper": Config.from_recipe("paper"),
+    "paper, 110 layers": Config.from_recipe("paper", model="resnet110"),
+    "fast": fast,
+}
 steps = np.unique(np.concatenate([np.arange(0, 1000, 10), np.arange(0, PAPER_STEPS, 200)]))
 looks = zip(plots.COLOURS, ("-", "--", "-."), (3.5, 1.5, 1.5), strict=False)
 for (name, config), (colour, style, width) in zip(plans.items(), looks, strict=True):
@@ -243,8 +247,15 @@ shown = [name for name in found if name != "no norm"]
 figure, axes = plt.subplots(figsize=(7.5, 3.2))
 for part, colour, shift, hatch in (("train", plots.COLOURS[5], -0.2, ""), ("test", plots.COLOURS[0], 0.2, "//")):
     errors = [found[name][-1][part] for name in shown]
-    bars = axes.barh(np.arange(len(shown)) + shift, errors, 0.38, color=colour, hatch=hatch, edgecolor="white",
-                     label={"train": "training", "test": "test"}[part])  # fmt: skip
+    bars = axes.barh(
+        np.arange(len(shown)) + shift,
+        errors,
+        0.38,
+        color=colour,
+        hatch=hatch,
+        edgecolor="white",
+        label={"train": "training", "test": "test"}[part],
+    )
     axes.bar_label(bars, [f"{error:.1f}" for error in errors], padding=3, fontsize=8)
 axes.axvline(90, color=plots.INK, linewidth=0.8, linestyle=":")
 axes.set_yticks(range(len(shown)), shown)
@@ -271,6 +282,7 @@ plt.show()
 # So a small run shows large effects. It cannot show small ones, and it cannot show those that take long. "It did not
 # help here" is not "it does not help". Weight decay is a good example, for here one can compute why. In each step it
 # takes the share (rate times decay) from a weight, and momentum makes that ten times as much.
+
 
 # %%
 def decay(rates, weight_decay, momentum=0.9):
@@ -334,6 +346,7 @@ plt.show()
 # staircase, in 10 epochs: the rate falls after half and after three quarters of the steps.
 #
 # **Predict.** What will the curves do at these two places?
+
 
 # %%
 def falls(r):
@@ -428,8 +441,11 @@ totals = {}
 for depth in (20, 32, 44, 56, 110, 1202):
     totals[f"resnet{depth}"] = mr.summarise(mr.build(f"resnet{depth}"), batch=128).total
 
-recorded = {f"{experiment}/{run}": r for experiment in ("degradation", "depth", "fast", "paper")
-            for run, r in tables.records(RESULTS, experiment).items()}  # fmt: skip
+recorded = {
+    f"{experiment}/{run}": r
+    for experiment in ("degradation", "depth", "fast", "paper")
+    for run, r in tables.records(RESULTS, experiment).items()
+}
 if (RESULTS / "first-cifar10").exists():
     recorded["first-cifar10"] = tables.Record(RESULTS / "first-cifar10")
 print(f"{'':11}{'parameters':>12}{'paper':>10}{'here':>10}   epochs here")
@@ -469,6 +485,7 @@ plots.curves(RESULTS / "paper" / "resnet20")
 #
 # **Predict.** What is it before any training, in any of these nets?
 
+
 # %%
 def responses(net):
     """Standard deviation of each layer's response to 128 training images, over the layer's number."""
@@ -494,8 +511,11 @@ for name, found_there in deep.items():
     print(f"{name}: mean response {np.mean(found_there):.3f}")
 missing = [name for name in EXPERIMENTS["degradation"] if name not in runs]
 print("not recorded yet:", ", ".join(missing) or "none")
-plots.lines({"recorded on CIFAR-10": {name: tables.by_layer(values) for name, values in deep.items()}},
-            "layer", "standard deviation of the response")  # fmt: skip
+plots.lines(
+    {"recorded on CIFAR-10": {name: tables.by_layer(values) for name, values in deep.items()}},
+    "layer",
+    "standard deviation of the response",
+)
 
 # %% [markdown]
 # The means say yes: residual below plain, and 56 layers below 20, by a little. But look at the shapes before you
@@ -647,8 +667,12 @@ def last_layer_alone(model, lr, steps=30):
     return range(1, steps + 1), losses
 
 
-plots.lines({f"rate {lr}": {model: last_layer_alone(model, lr) for model in deep_nets} for lr in (0.1, 0.01, 0.001)},
-            "step", "training loss", log=True)  # fmt: skip
+plots.lines(
+    {f"rate {lr}": {model: last_layer_alone(model, lr) for model in deep_nets} for lr in (0.1, 0.01, 0.001)},
+    "step",
+    "training loss",
+    log=True,
+)
 
 # %% [markdown]
 # As the table says. At 0.1 the loss runs away in ResNet-56 and in all deeper ones, at 0.01 in ResNet-1202 alone. (It

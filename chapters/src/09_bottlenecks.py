@@ -72,8 +72,10 @@ print(f"the library counts {counted.parameters:,} and {counted.multiply_adds:,}"
 # %%
 for kernel, c, f in ((3, 64, 64), (3, 256, 256), (1, 256, 256), (1, 256, 64)):
     weights = kernel * kernel * c * f
-    print(f"{kernel}x{kernel}, {c:3} -> {f:3} channels: {weights:9,} weights, {56 * 56 * weights / 1e6:8,.1f} million"
-          f" multiply-adds, {weights / (9 * 64 * 64):5.2f} times the first")  # fmt: skip
+    print(
+        f"{kernel}x{kernel}, {c:3} -> {f:3} channels: {weights:9,} weights, {56 * 56 * weights / 1e6:8,.1f} million"
+        f" multiply-adds, {weights / (9 * 64 * 64):5.2f} times the first"
+    )
 
 # %% [markdown]
 # Four times as wide costs sixteen times as much, because channels count twice: those in and those out. The kernel
@@ -162,9 +164,11 @@ print(f"{'':10}{'multiply-adds, millions':>26}{'parameters, thousands':>26}{'act
 print(f"{'':10}{'34 layers':>14}{'50 layers':>12}{'34':>14}{'50':>12}{'34':>12}{'50':>8}")
 rows = [(*summaries[depth].stages, summaries[depth].total) for depth in (34, 50)]
 for a, b in zip(*rows, strict=True):
-    print(f"{a.name:10}{a.multiply_adds / 1e6:14,.0f}{b.multiply_adds / 1e6:12,.0f}"
-          f"{a.parameters / 1e3:14,.0f}{b.parameters / 1e3:12,.0f}"
-          f"{a.activation_bytes / 2**20:12.1f}{b.activation_bytes / 2**20:8.1f}")  # fmt: skip
+    print(
+        f"{a.name:10}{a.multiply_adds / 1e6:14,.0f}{b.multiply_adds / 1e6:12,.0f}"
+        f"{a.parameters / 1e3:14,.0f}{b.parameters / 1e3:12,.0f}"
+        f"{a.activation_bytes / 2**20:12.1f}{b.activation_bytes / 2**20:8.1f}"
+    )
 
 # %%
 a, b = summaries[34].total, summaries[50].total
@@ -197,8 +201,29 @@ for row in summaries[34].blocks:
 
 # %%
 size, c, work, stored, dearest = 224, 3, 0, 0, 0
-for f in (64, 64, "pool", 128, 128, "pool", 256, 256, 256, 256, "pool", 512, 512, 512, 512, "pool",
-          512, 512, 512, 512, "pool"):  # fmt: skip
+for f in (
+    64,
+    64,
+    "pool",
+    128,
+    128,
+    "pool",
+    256,
+    256,
+    256,
+    256,
+    "pool",
+    512,
+    512,
+    512,
+    512,
+    "pool",
+    512,
+    512,
+    512,
+    512,
+    "pool",
+):
     if f == "pool":
         size //= 2
         continue
@@ -234,8 +259,10 @@ paper = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}  # Table 1, billions of
 for depth, found in summaries.items():
     counts = [sum(row.name.startswith(f"layer{i}.") for row in found.blocks) for i in (1, 2, 3, 4)]
     total = found.total
-    print(f"ResNet-{depth:<4} blocks {str(counts):15} {total.parameters:11,} parameters, "
-          f"{total.multiply_adds / 1e9:6.3f} billion multiply-adds (the paper: {paper[depth]})")  # fmt: skip
+    print(
+        f"ResNet-{depth:<4} blocks {str(counts):15} {total.parameters:11,} parameters, "
+        f"{total.multiply_adds / 1e9:6.3f} billion multiply-adds (the paper: {paper[depth]})"
+    )
 
 # %% tags=["hide-input"]
 figure, (bars, errors) = plt.subplots(1, 2, figsize=(8.5, 3.4), width_ratios=(1.5, 1))
@@ -420,8 +447,10 @@ test_images, test_labels = half(data.test_images[:1000]), data.test_labels[:1000
 normalise = Normalise.channels(images)
 for name in ("resnet14", "bottleneck20"):
     total = mr.summarise(mr.build(name), (16, 16, 3)).total
-    print(f"{name:13} {total.parameters:9,} parameters {total.multiply_adds:11,} multiply-adds "
-          f"{total.activation_bytes / 2**10:8,.0f} KiB of activations an image")  # fmt: skip
+    print(
+        f"{name:13} {total.parameters:9,} parameters {total.multiply_adds:11,} multiply-adds "
+        f"{total.activation_bytes / 2**10:8,.0f} KiB of activations an image"
+    )
 
 # %% [markdown]
 # It is 34 and 50 over again: 6 layers more, about the same price. So a training step should take about the same time.
@@ -504,8 +533,14 @@ with TemporaryDirectory() as folder:
     mr.load_weights(copy, file)
 
 in_memory = net.state_dict()
-for name in ("conv1.weight", "layer2.0.conv1.weight", "layer2.0.conv2.weight", "layer2.0.bn2.weight",
-             "layer2.0.bn2.running_mean", "fc.weight"):  # fmt: skip
+for name in (
+    "conv1.weight",
+    "layer2.0.conv1.weight",
+    "layer2.0.conv2.weight",
+    "layer2.0.bn2.weight",
+    "layer2.0.bn2.running_mean",
+    "fc.weight",
+):
     print(f"{name:27} in the file {str(stored[name].shape):15} in memory {in_memory[name].shape}")
 
 # %%
@@ -529,8 +564,9 @@ print("the copy, built with another seed, gives the same logits, bit for bit:", 
 f, _, i, j = np.indices((2, 1, 2, 2)) + 1
 theirs = 100 * f + 10 * i + j  # (F, C, KH, KW); 212: the second filter, its first row, second column
 turned, reshaped = theirs.transpose(2, 3, 1, 0), theirs.reshape(2, 2, 1, 2)
-drawings.numbers({"PyTorch's second filter": theirs[1, 0], "transposed": turned[:, :, 0, 1],
-                  "reshaped": reshaped[:, :, 0, 1]})  # fmt: skip
+drawings.numbers(
+    {"PyTorch's second filter": theirs[1, 0], "transposed": turned[:, :, 0, 1], "reshaped": reshaped[:, :, 0, 1]}
+)
 
 # %% [markdown]
 # The transpose brings each number to its place. The reshape fills the shape in the order of memory: our second filter

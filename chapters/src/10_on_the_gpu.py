@@ -163,8 +163,7 @@ stats = pstats.Stats(profiler)
 
 def seconds(file, *functions):
     """Time inside functions of a file of minires, with all that they call."""
-    return sum(row[3] for (path, _, name), row in stats.stats.items()
-               if Path(path).name == file and name in functions)  # fmt: skip
+    return sum(row[3] for (path, _, name), row in stats.stats.items() if Path(path).name == file and name in functions)
 
 
 parts = {
@@ -282,10 +281,14 @@ for size, kernel, c, f in ((32, 3, 16, 16), (16, 3, 32, 32), (8, 3, 64, 64), (32
     name = f"{kernel}x{kernel}, {c}" + (f" to {f}" if f != c else "")
     points["convolution"][name] = kernel**2 * c * f / (2 * (c + f)), flop / t / 1e9
 for name, action, flop, moved in (
-    ("batch norm with ReLU", lambda: mr.batch_norm(tensor, ones, zeros, np.zeros(64, np.float32),
-                                                   np.ones(64, np.float32), relu=True), 7, 12),
+    (
+        "batch norm with ReLU",
+        lambda: mr.batch_norm(tensor, ones, zeros, np.zeros(64, np.float32), np.ones(64, np.float32), relu=True),
+        7,
+        12,
+    ),
     ("ReLU", lambda: mr.relu(tensor), 1, 8),
-):  # fmt: skip
+):
     points["norm and ReLU"][name] = flop / moved, flop * x.size / best(action) / 1e9
 
 # %% tags=["hide-input"]
@@ -345,8 +348,10 @@ def tiny(device):
 
 
 launches, vectors = {}, rng.standard_normal((512, 64), np.float32)
-for name, (_, step), inputs in (("tiny net", tiny("strict"), vectors),
-                                ("ResNet-20", trainer("resnet20", "strict"), images)):  # fmt: skip
+for name, (_, step), inputs in (
+    ("tiny net", tiny("strict"), vectors),
+    ("ResNet-20", trainer("resnet20", "strict"), images),
+):
     x, y = to_device(inputs[:2], "strict"), to_device(labels[:2], "strict")
     step(x, y)
     with strict.counting() as made:
@@ -416,8 +421,10 @@ plt.show()
 for name, (measured, cpu, _, gpu) in panels.items():
     for i in (0, len(measured) - 1):
         word = "shorter" if gpu[i] < cpu[i] else "LONGER"
-        print(f"{name:10} batch {measured[i]:3}: CPU {1e3 * cpu[i]:8.2f} ms, T4 at best {1e3 * gpu[i]:6.2f} ms: "
-              f"{max(cpu[i] / gpu[i], gpu[i] / cpu[i]):5.1f} times {word}")  # fmt: skip
+        print(
+            f"{name:10} batch {measured[i]:3}: CPU {1e3 * cpu[i]:8.2f} ms, T4 at best {1e3 * gpu[i]:6.2f} ms: "
+            f"{max(cpu[i] / gpu[i], gpu[i] / cpu[i]):5.1f} times {word}"
+        )
 
 # %% [markdown]
 # **Tiny nets lose.** The tiny net's step is over on the CPU before the GPU's host has prepared its launches. A larger
@@ -447,8 +454,10 @@ with strict.counting() as apart:
 with strict.counting() as together:
     b = fused(x, scale, shift)
 print("the same numbers:", np.array_equal(to_host(a), to_host(b)))
-print(f"apart: {apart.launches.total()} launches, {1e6 * LAUNCH * apart.launches.total():.0f} microseconds; fused: "
-      f"{together.launches.total()}, {1e6 * LAUNCH * together.launches.total():.0f}")  # fmt: skip
+print(
+    f"apart: {apart.launches.total()} launches, {1e6 * LAUNCH * apart.launches.total():.0f} microseconds; fused: "
+    f"{together.launches.total()}, {1e6 * LAUNCH * together.launches.total():.0f}"
+)
 
 # %% [markdown]
 # Fusing helps twice: two launches fewer, and on the device each number is fetched once in place of three times. It is

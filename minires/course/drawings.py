@@ -53,8 +53,7 @@ def _canvas(left: float, right: float, bottom: float, top: float, inches: float)
     return figure, axes
 
 
-def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str,
-         **look: Any) -> None:  # fmt: skip
+def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str, **look: Any) -> None:
     """A rounded box around (x, y), in a light tint of `colour`."""
     look |= {"boxstyle": "round,pad=0,rounding_size=0.1", "facecolor": tint(colour), "edgecolor": INK}
     axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, **look))
@@ -64,15 +63,17 @@ def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str,
 def _arrow(axes: Axes, points: Sequence[Point], codes: Sequence[np.uint8] | None = None, **look: Any) -> None:
     """An arrow along `points`, straight from each to the next unless `codes` of a matplotlib Path bend it."""
     look = {"linewidth": 1.0, "zorder": 0.5} | look
-    axes.add_patch(FancyArrowPatch(path=mpath.Path(points, codes), arrowstyle="-|>", mutation_scale=8, color=INK,
-                                   joinstyle="round", **look))  # fmt: skip
+    axes.add_patch(
+        FancyArrowPatch(
+            path=mpath.Path(points, codes), arrowstyle="-|>", mutation_scale=8, color=INK, joinstyle="round", **look
+        )
+    )
 
 
 # ---- how a number was computed
 
 
-def graph(tensor: Tensor, path: str | Path | None = None,
-          names: Mapping[str, Tensor] | None = None) -> Figure:  # fmt: skip
+def graph(tensor: Tensor, path: str | Path | None = None, names: Mapping[str, Tensor] | None = None) -> Figure:
     """How `tensor` was computed, from left to right. Each tensor is a box: its name where `names` has
     one, the operation that made it, and its value where that is small, else its shape. A dashed box is
     a constant.
@@ -84,9 +85,17 @@ def graph(tensor: Tensor, path: str | Path | None = None,
     def draw(axes: Axes, t: Tensor, x: float, y: float) -> None:
         made = t.node.name if t.node else ""
         lines = filter(None, [called.get(id(t)), made, _value(t)])
-        _box(axes, x, y, 2 * HALF_BOX, 0.52, "\n".join(lines),
-             COLOURS[4] if made else COLOURS[5] if t.requires_grad else "#ffffff",
-             linestyle="-" if t.requires_grad else "--", gid="operation" if made else "leaf")  # fmt: skip
+        _box(
+            axes,
+            x,
+            y,
+            2 * HALF_BOX,
+            0.52,
+            "\n".join(lines),
+            COLOURS[4] if made else COLOURS[5] if t.requires_grad else "#ffffff",
+            linestyle="-" if t.requires_grad else "--",
+            gid="operation" if made else "leaf",
+        )
 
     return saved(_draw_graph(tensor, _parents, draw, row=0.66), path)
 
@@ -106,8 +115,9 @@ def _value(t: Tensor) -> str:
     return "x".join(map(str, t.shape))
 
 
-def values(root: Any, path: str | Path | None = None, names: Mapping[str, Any] | None = None,
-           order: Sequence[Any] = ()) -> Figure:  # fmt: skip
+def values(
+    root: Any, path: str | Path | None = None, names: Mapping[str, Any] | None = None, order: Sequence[Any] = ()
+) -> Figure:
     """How chapter 1's scalar `root` was computed, from left to right: in each box the name where `names` has
     one, the operation, the number and, where it is not 0, the gradient.
 
@@ -124,11 +134,28 @@ def values(root: Any, path: str | Path | None = None, names: Mapping[str, Any] |
         lines = list(filter(None, [title, f"{v.data:.4g}", f"grad {v.grad:.4g}" if v.grad else ""]))
         for k, line in enumerate(lines):
             ink = COLOURS[0] if line.startswith("grad ") else INK
-            axes.text(x, y + 0.17 * ((len(lines) - 1) / 2 - k), line, ha="center", va="center", fontsize=8,
-                      color=ink, weight="bold" if ink != INK else "normal")  # fmt: skip
+            axes.text(
+                x,
+                y + 0.17 * ((len(lines) - 1) / 2 - k),
+                line,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=ink,
+                weight="bold" if ink != INK else "normal",
+            )
         if id(v) in places:
-            axes.text(x - HALF_BOX + 0.02, y + 0.3, places[id(v)], ha="center", va="center", fontsize=7, color="white",
-                      zorder=3, bbox={"boxstyle": "circle,pad=0.25", "facecolor": INK, "edgecolor": INK})  # fmt: skip
+            axes.text(
+                x - HALF_BOX + 0.02,
+                y + 0.3,
+                places[id(v)],
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white",
+                zorder=3,
+                bbox={"boxstyle": "circle,pad=0.25", "facecolor": INK, "edgecolor": INK},
+            )
 
     return saved(_draw_graph(root, lambda v: v.parents, draw, row=0.85), path)
 
@@ -140,12 +167,16 @@ def _draw_graph(root: Any, parents: Parents, draw: Callable[[Axes, Any, float, f
     """
     found = _with_inputs(root, parents)
     if len(found) > MOST_TENSORS:
-        raise ValueError(f"this graph has {len(found)} values, a picture can show {MOST_TENSORS}; "
-                         "draw a smaller expression")  # fmt: skip
+        raise ValueError(
+            f"this graph has {len(found)} values, a picture can show {MOST_TENSORS}; draw a smaller expression"
+        )
     columns, wires = _columns(found, parents)
     pitch, half = 1.25, HALF_BOX  # inches from column to column
-    place = {item: (pitch * i, row * ((len(column) - 1) / 2 - j))
-             for i, column in enumerate(columns) for j, item in enumerate(column)}  # fmt: skip
+    place = {
+        item: (pitch * i, row * ((len(column) - 1) / 2 - j))
+        for i, column in enumerate(columns)
+        for j, item in enumerate(column)
+    }
     y_end = row * max(map(len, columns)) / 2 + 0.05
     figure, axes = _canvas(-half - 0.1, pitch * (len(columns) - 1) + half + 0.1, -y_end, y_end, inches=1)
     for t in found:
@@ -217,8 +248,7 @@ def _untangle(columns: list[list[Any]], wires: list[list[Any]]) -> None:
             neighbours[of_column[b], a].append(b)
     order = range(len(columns))
     for beside, here in 4 * [*pairwise(order), *pairwise(reversed(order))]:
-        height = {item: (j + 0.5) / len(columns[i])
-                  for i in (beside, here) for j, item in enumerate(columns[i])}  # fmt: skip
+        height = {item: (j + 0.5) / len(columns[i]) for i in (beside, here) for j, item in enumerate(columns[i])}
         mean = {i: np.mean([height[n] for n in neighbours[beside, i]] or height[i]) for i in columns[here]}
         columns[here].sort(key=mean.__getitem__)
 
@@ -247,8 +277,12 @@ def chain(names: Sequence[str], uses: Sequence[tuple[str, str]], path: str | Pat
         else:
             high = 0.3 + 0.4 * far
             left, right = left + 0.2, right - 0.2  # beside an arrow that ends there, or begins
-            _arrow(axes, [(left, 0.25), (left, high), (right, high), (right, 0.25)], [MOVE, CURVE4, CURVE4, CURVE4],
-                   gid="use")  # fmt: skip
+            _arrow(
+                axes,
+                [(left, 0.25), (left, high), (right, high), (right, 0.25)],
+                [MOVE, CURVE4, CURVE4, CURVE4],
+                gid="use",
+            )
     return saved(figure, path)
 
 
@@ -355,8 +389,16 @@ def _in_columns(found: list[_Block]) -> list[list[_Block]]:
 def _shortcut(axes: Axes, x: float, top: float, bottom: float, right: float, style: str) -> None:
     """An arc from (x, top) by way of `right` to the sum at (x, bottom)."""
     r = 0.3
-    points = [(x, top), (right - r, top), (right, top), (right, top - r),
-              (right, bottom + r), (right, bottom), (right - r, bottom), (x + 0.12, bottom)]  # fmt: skip
+    points = [
+        (x, top),
+        (right - r, top),
+        (right, top),
+        (right, top - r),
+        (right, bottom + r),
+        (right, bottom),
+        (right - r, bottom),
+        (x + 0.12, bottom),
+    ]
     codes = [MOVE, LINE, CURVE3, CURVE3, LINE, CURVE3, CURVE3, LINE]
     _arrow(axes, points, codes, linestyle=style, linewidth=1.3, gid="shortcut")
     axes.plot(x, bottom, "o", markersize=7, markerfacecolor="white", markeredgecolor=INK)
@@ -397,8 +439,10 @@ def block_pair(path: str | Path | None = None) -> Figure:
 def widths(blocks: Mapping[str, Module], path: str | Path | None = None) -> Figure:
     """Residual blocks side by side: from top to bottom a bar as wide as each map has channels, between two of them the
     convolution with the number of its weights; 1x1 in another colour than the rest. An arc is the shortcut."""
-    convs = {name: [m for way, m in block.modules() if isinstance(m, Conv2d) and "downsample" not in way]
-             for name, block in blocks.items()}  # fmt: skip
+    convs = {
+        name: [m for way, m in block.modules() if isinstance(m, Conv2d) and "downsample" not in way]
+        for name, block in blocks.items()
+    }
     most = max(max(conv.weight.shape[2:]) for layers in convs.values() for conv in layers)
     full, bar, gap, pitch = 2.4, 0.24, 0.62, 3.5  # inches: the widest map, a map's height, a convolution's, a column's
     deepest = max(len(layers) for layers in convs.values()) * (bar + gap) + bar
@@ -406,8 +450,9 @@ def widths(blocks: Mapping[str, Module], path: str | Path | None = None) -> Figu
     for i, (name, layers) in enumerate(convs.items()):
         x, y = pitch * i, -(deepest - len(layers) * (bar + gap) - bar) / 2
         top, sizes = y, [layers[0].weight.shape[2], *(conv.weight.shape[3] for conv in layers)]
-        axes.text(x, 0.25, f"{name}: {sum(c.weight.size for c in layers):,} weights", ha="center", weight="bold",
-                  fontsize=9)  # fmt: skip
+        axes.text(
+            x, 0.25, f"{name}: {sum(c.weight.size for c in layers):,} weights", ha="center", weight="bold", fontsize=9
+        )
         for k, channels in enumerate(sizes):
             half = full * channels / most / 2
             axes.add_patch(Rectangle((x - half, y - bar), 2 * half, bar, facecolor=INK, gid="map"))
@@ -415,11 +460,16 @@ def widths(blocks: Mapping[str, Module], path: str | Path | None = None) -> Figu
             if k < len(layers):
                 w, below = layers[k].weight, full * sizes[k + 1] / most / 2
                 colour = COLOURS[0] if w.shape[0] == 1 else COLOURS[4]
-                corners = [(x - half, y - bar), (x + half, y - bar),
-                           (x + below, y - bar - gap), (x - below, y - bar - gap)]  # fmt: skip
+                corners = [
+                    (x - half, y - bar),
+                    (x + half, y - bar),
+                    (x + below, y - bar - gap),
+                    (x - below, y - bar - gap),
+                ]
                 axes.add_patch(Polygon(corners, facecolor=tint(colour), gid="layer"))
-                axes.text(x, y - bar - gap / 2, f"{w.shape[0]}x{w.shape[1]}\n{w.size:,}", ha="center", va="center",
-                          fontsize=8)  # fmt: skip
+                axes.text(
+                    x, y - bar - gap / 2, f"{w.shape[0]}x{w.shape[1]}\n{w.size:,}", ha="center", va="center", fontsize=8
+                )
             y -= bar + gap
         bottom = y + gap - 0.12
         _arrow(axes, [(x, top + 0.16), (x, top)])
@@ -430,9 +480,12 @@ def widths(blocks: Mapping[str, Module], path: str | Path | None = None) -> Figu
 # ---- arrays and convolutions
 
 
-def numbers(arrays: Mapping[str, Any], path: str | Path | None = None,
-            marks: Mapping[str, Sequence[tuple[int, int, int, int]]] | None = None,
-            columns: int = 8) -> Figure:  # fmt: skip
+def numbers(
+    arrays: Mapping[str, Any],
+    path: str | Path | None = None,
+    marks: Mapping[str, Sequence[tuple[int, int, int, int]]] | None = None,
+    columns: int = 8,
+) -> Figure:
     """Small arrays, each under its name, as grids of numbers, `columns` side by side: blue above zero, orange below.
 
     marks: by name, rectangles (row, column, height, width) of cells to outline.
@@ -440,8 +493,9 @@ def numbers(arrays: Mapping[str, Any], path: str | Path | None = None,
     grids = [(name, np.atleast_2d(to_host(array))) for name, array in arrays.items()]
     lines = [grids[i : i + columns] for i in range(0, len(grids), columns)]
     gap, letter = 1.4, 0.22  # in cells: between grids; width of a letter of a name
-    wide = [max(max(grid.shape[1], letter * len(name)) for name, grid in grids[i::columns])
-            for i in range(len(lines[0]))]  # fmt: skip
+    wide = [
+        max(max(grid.shape[1], letter * len(name)) for name, grid in grids[i::columns]) for i in range(len(lines[0]))
+    ]
     high = [max(len(grid) for _, grid in line) for line in lines]
     right, bottom = sum(wide) + gap * (len(wide) - 0.5), -sum(high) - 1.1 * len(lines) - 0.2
     figure, axes = _canvas(-gap / 2, right, bottom, 0, inches=0.4)
@@ -453,8 +507,11 @@ def numbers(arrays: Mapping[str, Any], path: str | Path | None = None,
             axes.text(left + width / 2, y + 0.25, name, ha="center", fontsize=9)
             _cells(axes, x, y, grid, _signed(grid))
             for row, column, h, w in (marks or {}).get(name, ()):
-                axes.add_patch(Rectangle((x + column, y - row - h), w, h, fill=False, zorder=3, linewidth=2.5,
-                                         edgecolor=INK, gid="mark"))  # fmt: skip
+                axes.add_patch(
+                    Rectangle(
+                        (x + column, y - row - h), w, h, fill=False, zorder=3, linewidth=2.5, edgecolor=INK, gid="mark"
+                    )
+                )
             left += width + gap
         top -= height + 0.1
     return saved(figure, path)
@@ -463,10 +520,25 @@ def numbers(arrays: Mapping[str, Any], path: str | Path | None = None,
 def _cells(axes: Axes, left: float, top: float, grid: np.ndarray, colours: Any, size: float = 1.0) -> None:
     """Numbers in squares; `colours` has one for each."""
     for (i, j), value in np.ndenumerate(grid):
-        axes.add_patch(Rectangle((left + size * j, top - size * (i + 1)), size, size, facecolor=colours[i][j],
-                                 edgecolor="#aaaaaa", linewidth=0.6, gid="cell"))  # fmt: skip
-        axes.text(left + size * (j + 0.5), top - size * (i + 0.5), f"{value + 0.0:.3g}", ha="center",
-                  va="center_baseline", fontsize=8 if size > 0.7 else 6)  # fmt: skip
+        axes.add_patch(
+            Rectangle(
+                (left + size * j, top - size * (i + 1)),
+                size,
+                size,
+                facecolor=colours[i][j],
+                edgecolor="#aaaaaa",
+                linewidth=0.6,
+                gid="cell",
+            )
+        )
+        axes.text(
+            left + size * (j + 0.5),
+            top - size * (i + 0.5),
+            f"{value + 0.0:.3g}",
+            ha="center",
+            va="center_baseline",
+            fontsize=8 if size > 0.7 else 6,
+        )
 
 
 def _signed(grid: np.ndarray) -> list[list[tuple[float, float, float]]]:
@@ -484,8 +556,9 @@ def patches_to_rows(x: np.ndarray, w: np.ndarray, path: str | Path | None = None
     found = patches(x[None, :, :, None], kh, kw, stride)[0]  # (OH, OW, KH, KW, 1)
     oh, ow = found.shape[:2]
     if oh * ow > len(COLOURS):
-        raise ValueError(f"patches_to_rows: a picture can show {len(COLOURS)} patches, x has {oh * ow}; "
-                         "take a smaller x")  # fmt: skip
+        raise ValueError(
+            f"patches_to_rows: a picture can show {len(COLOURS)} patches, x has {oh * ow}; take a smaller x"
+        )
     rows, column = found.reshape(oh * ow, kh * kw), w.reshape(kh * kw, f)
     small, band = 0.5, 1.0  # size of a cell of x, and room around each of its copies
     high, wide = small * x.shape[0] + band, small * x.shape[1] + 0.6
@@ -512,8 +585,15 @@ def patches_to_rows(x: np.ndarray, w: np.ndarray, path: str | Path | None = None
     return saved(figure, path)
 
 
-def taps(size: int, kernel: int, path: str | Path | None = None, stride: int = 1, padding: int = 0,
-         output: int | None = None, entry: int | None = None) -> Figure:  # fmt: skip
+def taps(
+    size: int,
+    kernel: int,
+    path: str | Path | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    output: int | None = None,
+    entry: int | None = None,
+) -> Figure:
     """A convolution along one axis: a line from each input, below, to each output that it enters, by weight.
 
     The border's zeros are dashed. output, entry: an output or an input whose lines stand out, each with its weight.
@@ -526,17 +606,42 @@ def taps(size: int, kernel: int, path: str | Path | None = None, stride: int = 1
         i = stride * j - padding + k
         strong = (output is None and entry is None) or j == output or i == entry
         colour = COLOURS[k % len(COLOURS)] if strong else "#cccccc"
-        axes.plot([i, at[j]], [0, upper], color=colour, linestyle=("-", "--", "-.", ":")[k % 4],
-                  linewidth=1.8 if strong else 0.8, zorder=1 if strong else 0.5, gid="tap")  # fmt: skip
+        axes.plot(
+            [i, at[j]],
+            [0, upper],
+            color=colour,
+            linestyle=("-", "--", "-.", ":")[k % 4],
+            linewidth=1.8 if strong else 0.8,
+            zorder=1 if strong else 0.5,
+            gid="tap",
+        )
         if strong and (j == output or i == entry):
             share = 0.66 if j != output else 0.34  # of the way up, where the lines of a fan lie apart
-            axes.text(i + share * (at[j] - i), share * upper, f"w{k}", ha="center", va="center", fontsize=9,
-                      color=colour, zorder=2, bbox={"boxstyle": "round,pad=0.1", "facecolor": "white",
-                                                    "edgecolor": "none"})  # fmt: skip
+            axes.text(
+                i + share * (at[j] - i),
+                share * upper,
+                f"w{k}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color=colour,
+                zorder=2,
+                bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"},
+            )
     for i in range(-padding, size + padding):
         border = not 0 <= i < size
-        _box(axes, i, 0, 0.56, 0.5, "0" if border else f"x{i}", "#ffffff" if border else COLOURS[5],
-             linestyle="--" if border else "-", zorder=3, gid="input")  # fmt: skip
+        _box(
+            axes,
+            i,
+            0,
+            0.56,
+            0.5,
+            "0" if border else f"x{i}",
+            "#ffffff" if border else COLOURS[5],
+            linestyle="--" if border else "-",
+            zorder=3,
+            gid="input",
+        )
     for j, x in enumerate(at):
         _box(axes, x, upper, 0.56, 0.5, f"y{j}", COLOURS[4], zorder=3, gid="output")
     return saved(figure, path)

@@ -166,8 +166,10 @@ def overview() -> str:
     """A line for each exercise: solved, not started or wrong."""
     every = {number: exercise for number, (_, exercise) in all_exercises().items()}
     wide = max(len(exercise.title) for exercise in every.values())
-    lines = [f"{number:6}{exercise.name:22}{exercise.title:{wide}}  {report(number).status}"
-             for number, exercise in every.items()]  # fmt: skip
+    lines = [
+        f"{number:6}{exercise.name:22}{exercise.title:{wide}}  {report(number).status}"
+        for number, exercise in every.items()
+    ]
     return "\n".join([*lines, "", "One of them: python -m minires check 1.1   A hint: python -m minires hint 1.1"])
 
 
@@ -214,8 +216,12 @@ def examine(exercise: Exercise, source: str, filename: str) -> Report:
         findings = [_try(exercise, answer, args, wanted, filename, source) for _, args, wanted in cases]
 
     if all(finding is NOT_STARTED for finding in findings):
-        return Report("not started", "", f"exercise {exercise.number} {exercise.name}: not started\n"
-                                         f"It is in {filename}; for a hint: {_hint_command(exercise)}")  # fmt: skip
+        return Report(
+            "not started",
+            "",
+            f"exercise {exercise.number} {exercise.name}: not started\n"
+            f"It is in {filename}; for a hint: {_hint_command(exercise)}",
+        )
     if not any(findings):
         return Report("solved", "", f"exercise {exercise.number} {exercise.name}: solved ({len(cases)} cases)")
     first = next(finding for finding in findings if finding)
@@ -322,44 +328,44 @@ def _same(before: Any, after: Any) -> bool:
 
 HINTS = {  # by the beginning of a pattern; for others, the exercise's own first hint
     "input modified": "Never write into an array that you were given: others hold it too. Write x = x - m for x -= m, "
-                      "or work on a copy.",
+    "or work on a copy.",
     "it is None": "A function without a `return` gives None.",
     "wrong number of results": "Look at the last line of the docstring: what is returned, and in which order?",
     "wrong type": "The docstring says what is wanted: an array, a number, a Tensor? Of a Tensor t, t.data is the "
-                  "array; of a list, np.array(...) makes one. Of an array a with one entry, a.item() is the number; "
-                  "of whole numbers, // makes a whole number.",
+    "array; of a list, np.array(...) makes one. Of an array a with one entry, a.item() is the number; "
+    "of whole numbers, // makes a whole number.",
     "wrong dtype": "The result must have the dtype of the input. Look for np.zeros, np.ones or np.array without a "
-                   "dtype, and for a float32 or float64 in your code.",
+    "dtype, and for a float32 or float64 in your code.",
     "wrong shape": "Write the shape behind each line of your code and compare with the docstring's. Which line is the "
-                   "first that differs?",
+    "first that differs?",
     "NaN": "Somewhere a division by zero, the logarithm of zero, the exponential of a large number, or an array from "
-           "np.empty that was never filled.",
+    "np.empty that was never filled.",
     "all zero": "Nothing arrives. Is the result ever written into, or is it multiplied by something that is zero?",
     "transposed": "The numbers are right, the axes stand in another order than the docstring's.",
     "the upstream gradient came through": "The chain rule: upstream gradient times local derivative. The second "
-                                          "factor is missing.",
+    "factor is missing.",
     "the upstream gradient is missing as a factor": "The chain rule: upstream gradient times local derivative. The "
-                                                    "first factor is missing.",
+    "first factor is missing.",
     "the upstream gradient is missing": "Gradients add. Two ways lead here, and one of them was overwritten: + or =?",
     "constant ratio -1": "The sign is the wrong way round.",
     "constant ratio": "A factor is missing or too much: a mean where a sum belongs or the other way round, 1/N, the 2 "
-                      "of a square, a gradient that was set where it should have been added.",
+    "of a square, a gradient that was set where it should have been added.",
     "reversed": "The numbers are right, the order is the wrong way round along an axis.",
     "shifted": "Look at the index arithmetic: where does a window begin, with this stride and this padding?",
     "only the borders": "Right inside, wrong at the edge: look at the padding, or at where a loop begins and ends.",
     "the right numbers in another order": "Look at the order of loops, reshapes and transposes: which axis runs "
-                                          "fastest?",
+    "fastest?",
     "right for the first entry": "Along axis 0 (the images of a batch, say) only the first is right: is there an "
-                                 "index 0 in your code, or a shape that fits one image only?",
+    "index 0 in your code, or a shape that fits one image only?",
     "off by one constant per channel": "A term that is the same for a whole channel is missing: a bias, or one with "
-                                       "a mean.",
+    "a mean.",
     "nearly right": "The big parts of the formula are there. Look for float32 where float64 is wanted, for a small "
-                    "number (an epsilon, a step h) that is off or in another place, for N - 1 in place of N.",
+    "number (an epsilon, a step h) that is off or in another place, for N - 1 in place of N.",
     "it cannot be loaded": "Python could not read your file to its end; the line named below is where it stopped.",
     "it stops with RecursionError": "Python's own stack holds about 1,000 calls. Use a loop, and a list as the stack.",
     "it stops with": "Python stopped at the line that is quoted below. Print shapes and values just before it.",
     "a part of it is not started": "One more place in this exercise is still to be written.",
-}  # fmt: skip
+}
 
 
 def _wrong(exercise: Exercise, found: Finding, cases: list[Any], printed: str) -> Report:
@@ -488,8 +494,10 @@ def solutions(master: str, exercises: list[Exercise]) -> list[tuple[int, int, st
             begin = i
             continue
         if owners.get(begin) not in numbers:
-            raise ValueError(f"master, line {begin + 1}: {owners.get(begin)!r} is not among the chapter's exercises: "
-                             f"{', '.join(numbers)}")  # fmt: skip
+            raise ValueError(
+                f"master, line {begin + 1}: {owners.get(begin)!r} is not among the chapter's exercises: "
+                f"{', '.join(numbers)}"
+            )
         found.append((begin, i, numbers[owners[begin]]))
         begin = None
     missing = set(numbers.values()) - {number for _, _, number in found}

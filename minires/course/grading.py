@@ -68,15 +68,29 @@ def grade(path: Path, seconds: float = 60) -> list[Grade]:
     while left := numbers[len(grades) :]:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # what an answer writes goes here
             results = Path(folder, "results.jsonl")
-            command = [sys.executable, "-P", "-c", "from minires.course.grading import _grade_here; _grade_here()",
-                       str(path.resolve()), stems[0], left[0], str(results)]  # fmt: skip
+            command = [
+                sys.executable,
+                "-P",
+                "-c",
+                "from minires.course.grading import _grade_here; _grade_here()",
+                str(path.resolve()),
+                stems[0],
+                left[0],
+                str(results),
+            ]
             package = str(Path(__file__).parents[2])
             places = filter(None, [package, os.environ.get("PYTHONPATH")])  # "" would be the current folder
             env = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
             problem = "ended", "the answer ended Python"
             try:
-                subprocess.run(command, env=env, timeout=seconds, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                subprocess.run(
+                    command,
+                    env=env,
+                    timeout=seconds,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
             except subprocess.TimeoutExpired:
                 problem = "over time", f"no result after {seconds:g} s: an endless loop?"
             lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
@@ -95,8 +109,11 @@ def _grade_here() -> None:
     with open(results, "w", encoding="utf-8") as out:
         for exercise in exercises[list(notes).index(first) :]:
             found = examine(exercise, source, file)
-            print(json.dumps([exercise.number, found.status, found.diagnosis, notes[exercise.number]]), file=out,
-                  flush=True)  # fmt: skip
+            print(
+                json.dumps([exercise.number, found.status, found.diagnosis, notes[exercise.number]]),
+                file=out,
+                flush=True,
+            )
 
 
 def as_csv(grades: Iterable[Grade]) -> str:
@@ -159,8 +176,12 @@ def _library_names(tree: ast.Module, part: ast.AST) -> set[str]:
     full = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            full.update({alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else
-                         alias.name.split(".")[0] for alias in node.names})  # fmt: skip
+            full.update(
+                {
+                    alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0]
+                    for alias in node.names
+                }
+            )
         elif isinstance(node, ast.ImportFrom) and node.module:
             full.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
     found = {name for alias, name in full.items() if alias == "*"}

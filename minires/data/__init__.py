@@ -7,6 +7,14 @@ from minires.data.loader import Loader
 from minires.data.shapes10 import shapes10
 
 __all__ = [
-    "DataError", "Dataset", "Loader", "Normalise", "augment",
-    "download_cifar10", "find_cifar10", "load_cifar10", "data_root", "shapes10",
-]  # fmt: skip
+    "DataError",
+    "Dataset",
+    "Loader",
+    "Normalise",
+    "augment",
+    "download_cifar10",
+    "find_cifar10",
+    "load_cifar10",
+    "data_root",
+    "shapes10",
+]

@@ -304,9 +304,12 @@ def _fetch(url: str, output_file: str, progress: bool, min_speed: float, window:
         open(output_file, "wb") as file,
         tqdm(
             total=int(answer.headers.get("Content-Length") or 0) or None,
-            desc=url.split("/")[2], unit="B", unit_scale=True, disable=None if progress else True,
+            desc=url.split("/")[2],
+            unit="B",
+            unit_scale=True,
+            disable=None if progress else True,
         ) as bar,
-    ):  # fmt: skip
+    ):
         since, came = time.monotonic(), 0
         while block := answer.read1(1 << 16):  # read1 returns what is there, so that a trickle is noticed too
             file.write(block)

@@ -121,4 +121,3 @@ def _render(labels: np.ndarray, random_bytes: np.ndarray) -> np.ndarray:
     colour = (base + draw(64, 193, 1, 1, 3)) % 256  # 64 levels off or more
     image = (image * (4 - cover) + colour * cover) >> 2
     return np.clip(image + (noise * NOISE >> 8) - NOISE // 2, 0, 255).astype(np.uint8)
-

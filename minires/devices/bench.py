@@ -79,8 +79,10 @@ def report(model: str = "resnet20", threads: int = 1, rounds: int = 5) -> str:
     job = Job(model=model, threads=threads)
     names = installed(["minires", "PyTorch", "PyTorch channels_last"])
     columns = in_turn([(name, job) for name in names], rounds)
-    lines = [f"training step of {model}, batch {job.batch}, {threads} threads, median of {rounds}",
-             f"{'':24}{'ms a step':>10}{'images/s':>10}{'s an epoch':>12}{'minires takes':>16}"]  # fmt: skip
+    lines = [
+        f"training step of {model}, batch {job.batch}, {threads} threads, median of {rounds}",
+        f"{'':24}{'ms a step':>10}{'images/s':>10}{'s an epoch':>12}{'minires takes':>16}",
+    ]
     for name, times in zip(names, columns, strict=True):
         step = summary(times, times)["seconds_median"]
         ratio = "" if name == "minires" else f"{summary(columns[0], times)['ratio_median']:.2f} of its time"
@@ -115,8 +117,11 @@ class Worker:
         self.peer = peer
         self.process = subprocess.Popen(
             [sys.executable, "-m", "minires.devices.bench", peer, json.dumps(asdict(job))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
 
     def ask(self, what: str) -> float:
         assert self.process.stdin and self.process.stdout

@@ -138,8 +138,10 @@ def selftest(device: str = "gpu", batch: int = 128, steps: int = 10) -> tuple[bo
             try:
                 speed, peak = throughput(device, model, batch, steps), pool_bytes(xp)
                 numpy_speed = throughput("cpu", model, batch, 2)
-                lines.append(f"training {model}: {speed:,.0f} images/s, with NumPy {numpy_speed:,.0f}; peak memory "
-                             f"{peak / 2**20:,.0f} MiB")  # fmt: skip
+                lines.append(
+                    f"training {model}: {speed:,.0f} images/s, with NumPy {numpy_speed:,.0f}; peak memory "
+                    f"{peak / 2**20:,.0f} MiB"
+                )
             except Exception as error:
                 faults[f"training {model}"] = in_short(error)
             bar.update()
@@ -225,13 +227,17 @@ def operations() -> dict[str, Operation]:
         "global_avg_pool": (global_avg_pool, [x]),
         "batch_norm": (lambda x, g, b: batch_norm(x, g, b, like(0, g), like(1, g)), [x, channel, shift]),
         "batch_norm, relu": (
-            lambda x, g, b: batch_norm(x, g, b, like(0, g), like(1, g), relu=True), [x, channel, shift]),
+            lambda x, g, b: batch_norm(x, g, b, like(0, g), like(1, g), relu=True),
+            [x, channel, shift],
+        ),
         "batch_norm, evaluation": (
-            lambda x, g, b: batch_norm(x, g, b, like(0.1, g), like(2, g), training=False), [x, channel, shift]),
+            lambda x, g, b: batch_norm(x, g, b, like(0.1, g), like(2, g), training=False),
+            [x, channel, shift],
+        ),
         "batch_norm_simple": (batch_norm_simple, [x, channel, shift]),
         "layer_norm": (layer_norm, [x, channel, shift]),
         "layer_norm_simple": (layer_norm_simple, [x, channel, shift]),
-    }  # fmt: skip
+    }
 
 
 def compare_operation(operation: Operation, device: str) -> str:

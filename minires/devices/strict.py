@@ -391,8 +391,11 @@ def _untraced(x: Any) -> Any:
 
 
 SPECIAL = {
-    "asnumpy": lambda x: _download("asnumpy", x), "fuse": fuse, "ndarray": StrictArray,
-    "random": _Module("random."), "random.default_rng": _Generator,
-}  # fmt: skip
+    "asnumpy": lambda x: _download("asnumpy", x),
+    "fuse": fuse,
+    "ndarray": StrictArray,
+    "random": _Module("random."),
+    "random.default_rng": _Generator,
+}
 xp = _Module()
 register(Backend("strict", xp, StrictArray, lambda x: xp.asarray(x), lambda x: xp.asnumpy(x)))

@@ -111,11 +111,18 @@ class Training:
                     write_atomically(out / BEGIN, (json.dumps(begin, indent=2) + "\n").encode())
             elif self.steps and at.images:
                 loss, right, images = np.subtract((at.loss, at.right, at.images), before).tolist()
-                note(out / STEPS, {
-                    "step": at.step, "lr": run.schedule(at.step - 1), "train_loss": loss / images,
-                    "train_acc": right / images, "seconds": round(time.perf_counter() - run.began, 2),
-                    "cpu_seconds": round(time.process_time() - run.cpu_began, 2), "peak_mib": peak_memory(),
-                })  # fmt: skip
+                note(
+                    out / STEPS,
+                    {
+                        "step": at.step,
+                        "lr": run.schedule(at.step - 1),
+                        "train_loss": loss / images,
+                        "train_acc": right / images,
+                        "seconds": round(time.perf_counter() - run.began, 2),
+                        "cpu_seconds": round(time.process_time() - run.cpu_began, 2),
+                        "peak_mib": peak_memory(),
+                    },
+                )
             before = (at.loss, at.right, at.images)
             if self.layers and at.images == 0:  # between two epochs
                 note(out / LAYERS, {"step": at.step, "epoch": at.epoch, **layer_statistics(run)})
@@ -166,8 +173,14 @@ class Identity:
             loss.backward()
             opt.step()
             opt.zero_grad()
-            rows.append({"step": step + 1, "lr": self.lr, "train_loss": loss.item(),
-                         "seconds": round(time.perf_counter() - began, 2)})  # fmt: skip
+            rows.append(
+                {
+                    "step": step + 1,
+                    "lr": self.lr,
+                    "train_loss": loss.item(),
+                    "seconds": round(time.perf_counter() - began, 2),
+                }
+            )
         out.mkdir(parents=True, exist_ok=True)
         about = {"config": asdict(self), "steps": self.steps, **environment()}
         write_atomically(out / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
@@ -175,6 +188,7 @@ class Identity:
 
 
 # ---- the experiments, in the order in which `all` runs them
+
 
 def short(model: str, epochs: int = 10, lr: float = 0.1) -> Config:
     """The paper's recipe in fewer steps: its rate falls after the same parts of them."""
@@ -192,29 +206,38 @@ def deepest(lr: float) -> Config:
 
 
 EXPERIMENTS: dict[str, dict[str, Training | Identity]] = {
-    "degradation": {net: Training(short(net), layers=True, keep=net == "plain20")
-                    for net in ("plain20", "resnet20", "plain56", "resnet56")},
+    "degradation": {
+        net: Training(short(net), layers=True, keep=net == "plain20")
+        for net in ("plain20", "resnet20", "plain56", "resnet56")
+    },
     "depth": {net: Training(quick(net, epochs=10)) for net in ("resnet20", "resnet56", "plain20", "plain56")},
     "fast": {"resnet20": Training(quick("resnet20", epochs=30), keep=True)},
-    "construction": {f"{net}-rate-{lr}": Training(short(net, 3, lr), begin="degradation/plain20")
-                     for lr in (0.01, 0.1) for net in ("plain20", "plain56")},
+    "construction": {
+        f"{net}-rate-{lr}": Training(short(net, 3, lr), begin="degradation/plain20")
+        for lr in (0.01, 0.1)
+        for net in ("plain20", "plain56")
+    },
     "zero-residual": {"plain": Identity(None), "residual": Identity("A")},
-    "shortcuts": {f"{option}-seed-{seed}": Training(quick("resnet20", option, seed))
-                  for seed in range(3) for option in "ABC"},
+    "shortcuts": {
+        f"{option}-seed-{seed}": Training(quick("resnet20", option, seed)) for seed in range(3) for option in "ABC"
+    },
     "bottleneck": {"bottleneck29": Training(quick("bottleneck29"))},
-    "very-deep": {"resnet110": Training(Config.from_recipe("paper", model="resnet110"), steps=600),
-                  "resnet1202": Training(deepest(0.1), steps=200),
-                  "resnet1202-rate-0.0125": Training(deepest(0.0125), steps=400),
-                  "resnet1202-rate-0.001": Training(deepest(0.001), steps=600)},
+    "very-deep": {
+        "resnet110": Training(Config.from_recipe("paper", model="resnet110"), steps=600),
+        "resnet1202": Training(deepest(0.1), steps=200),
+        "resnet1202-rate-0.0125": Training(deepest(0.0125), steps=400),
+        "resnet1202-rate-0.001": Training(deepest(0.001), steps=600),
+    },
     "paper": {"resnet20": Training(Config.from_recipe("paper", model="resnet20"), keep=True)},
-}  # fmt: skip
+}
 
 
 # ---- running
 
 
-def reproduce(name: str = "all", results: Path = Path("results"), data_dir: Path | None = None,
-              hours: float = math.inf) -> bool:  # fmt: skip
+def reproduce(
+    name: str = "all", results: Path = Path("results"), data_dir: Path | None = None, hours: float = math.inf
+) -> bool:
     """Run what is unfinished: of one run (`fast/resnet20`), of an experiment (`fast`), or of all.
 
     hours: when they are over, the run in hand writes a checkpoint and stops. Ctrl-C does the same.
@@ -224,8 +247,10 @@ def reproduce(name: str = "all", results: Path = Path("results"), data_dir: Path
     runs = {f"{experiment}/{run}": kind for experiment, kinds in EXPERIMENTS.items() for run, kind in kinds.items()}
     asked = [run for run in runs if name in ("all", run, run.partition("/")[0])]
     if not asked:
-        raise ValueError(f"reproduce: wanted all, one of {', '.join(EXPERIMENTS)}, or one run such as "
-                         f"{next(iter(runs))}, got {name!r}")  # fmt: skip
+        raise ValueError(
+            f"reproduce: wanted all, one of {', '.join(EXPERIMENTS)}, or one run such as "
+            f"{next(iter(runs))}, got {name!r}"
+        )
     deadline, data = time.monotonic() + 3600 * hours, cache(lambda: open_data("cifar10", data_dir))
     for run in asked:
         out = results / run

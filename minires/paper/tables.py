@@ -22,8 +22,14 @@ from minires.resnet import build
 from minires.training.run import CONFIG, METRICS, PAPER_STEPS
 from minires.summary import summarise
 
-PAPER = {"resnet20": 8.75, "resnet32": 7.51, "resnet44": 7.17, "resnet56": 6.97, "resnet110": 6.43,
-         "resnet1202": 7.93}  # test error in percent (Table 6)  # fmt: skip
+PAPER = {
+    "resnet20": 8.75,
+    "resnet32": 7.51,
+    "resnet44": 7.17,
+    "resnet56": 6.97,
+    "resnet110": 6.43,
+    "resnet1202": 7.93,
+}  # test error in percent (Table 6)
 PAPER_EPOCHS = round(PAPER_STEPS * 128 / 50_000)
 IN_README = ("degradation", "depth", "fast", "paper")
 SMOOTH = 20
@@ -93,12 +99,32 @@ def table_of_runs(results: Path, experiments: Iterable[str] = tuple(EXPERIMENTS)
         for run, r in records(results, experiment).items():
             if r.rows and "test_acc" in r.rows[-1] and not r.steps:
                 last, model = r.rows[-1], r.config["model"]
-                rows.append([f"{experiment}/{run}", model, f"{r.net()['parameters']:,}", r.epochs(),
-                             f"{last['seconds'] / 60:.0f}", f"{last['cpu_seconds'] / 60:.0f}",
-                             f"{r.error('train'):.2f}", f"{r.error('test'):.2f}", PAPER.get(model, "-"),
-                             r.why()])  # fmt: skip
-    head = ("run", "net", "parameters", "epochs", "minutes", "CPU minutes", "training error %", "test error %",
-            "in the paper %", "why they differ")  # fmt: skip
+                rows.append(
+                    [
+                        f"{experiment}/{run}",
+                        model,
+                        f"{r.net()['parameters']:,}",
+                        r.epochs(),
+                        f"{last['seconds'] / 60:.0f}",
+                        f"{last['cpu_seconds'] / 60:.0f}",
+                        f"{r.error('train'):.2f}",
+                        f"{r.error('test'):.2f}",
+                        PAPER.get(model, "-"),
+                        r.why(),
+                    ]
+                )
+    head = (
+        "run",
+        "net",
+        "parameters",
+        "epochs",
+        "minutes",
+        "CPU minutes",
+        "training error %",
+        "test error %",
+        "in the paper %",
+        "why they differ",
+    )
     return markdown(head, rows) if rows else ""
 
 
@@ -108,16 +134,25 @@ def depths(results: Path, experiment: str) -> str:
     for family, pair in pairs(results, experiment).items():
         for part, name in (("train", "training"), ("test", "test")):
             shallow, deep = (r.error(part) for r in pair)
-            rows.append([f"{family}, {name} error %", f"{shallow:.2f}", f"{deep:.2f}", f"{deep - shallow:+.2f}",
-                         " / ".join(r.epochs() for r in pair)])  # fmt: skip
+            rows.append(
+                [
+                    f"{family}, {name} error %",
+                    f"{shallow:.2f}",
+                    f"{deep:.2f}",
+                    f"{deep - shallow:+.2f}",
+                    " / ".join(r.epochs() for r in pair),
+                ]
+            )
     return markdown(("", "20 layers", "56 layers", "difference", "epochs"), rows) if rows else ""
 
 
 def pairs(results: Path, experiment: str) -> dict[str, list[Record]]:
     """The runs of 20 and of 56 layers, plain and residual, where both have begun."""
     runs = {run: r for run, r in records(results, experiment).items() if r.rows}
-    found = {name: [runs[net] for net in (f"{family}20", f"{family}56") if net in runs]
-             for name, family in (("plain", "plain"), ("residual", "resnet"))}  # fmt: skip
+    found = {
+        name: [runs[net] for net in (f"{family}20", f"{family}56") if net in runs]
+        for name, family in (("plain", "plain"), ("residual", "resnet"))
+    }
     return {name: pair for name, pair in found.items() if len(pair) == 2}
 
 
@@ -146,24 +181,44 @@ def construction(results: Path) -> str:
     """The deepened net beside the shallow one that goes on, and beside the same depth from scratch."""
     rows = []
     for r in records(results, "construction").values():
-        rows.append([r.config["model"], "the trained plain20", r.config["lr"],
-                     f"{100 * (1 - r.begin['after_test_acc']):.2f}", f"{r.error('train'):.2f}",
-                     f"{r.error('test'):.2f}", r.epochs()])  # fmt: skip
+        rows.append(
+            [
+                r.config["model"],
+                "the trained plain20",
+                r.config["lr"],
+                f"{100 * (1 - r.begin['after_test_acc']):.2f}",
+                f"{r.error('train'):.2f}",
+                f"{r.error('test'):.2f}",
+                r.epochs(),
+            ]
+        )
     for run, r in records(results, "degradation").items():
         if rows and run == "plain56" and r.rows:
-            rows.append([run, "scratch", r.config["lr"], "-", f"{r.error('train'):.2f}", f"{r.error('test'):.2f}",
-                         r.epochs()])  # fmt: skip
-    head = ("net", "begins with", "highest rate", "test error % at the start", "training error % at the end",
-            "test error % at the end", "epochs")  # fmt: skip
+            rows.append(
+                [run, "scratch", r.config["lr"], "-", f"{r.error('train'):.2f}", f"{r.error('test'):.2f}", r.epochs()]
+            )
+    head = (
+        "net",
+        "begins with",
+        "highest rate",
+        "test error % at the start",
+        "training error % at the end",
+        "test error % at the end",
+        "epochs",
+    )
     return markdown(head, rows) if rows else ""
 
 
 def zero_residual(results: Path) -> str:
     """Errors on the way to the identity."""
     steps = (1, 10, 100, 500)
-    rows = [[f"{r.config['blocks']} {run} blocks",
-             *(f"{r.rows[k - 1]['train_loss']:.4f}" if k <= len(r.rows) else "-" for k in steps)]
-            for run, r in records(results, "zero-residual").items()]  # fmt: skip
+    rows = [
+        [
+            f"{r.config['blocks']} {run} blocks",
+            *(f"{r.rows[k - 1]['train_loss']:.4f}" if k <= len(r.rows) else "-" for k in steps),
+        ]
+        for run, r in records(results, "zero-residual").items()
+    ]
     return markdown(("blocks", *(f"error at step {k}" for k in steps)), rows) if rows else ""
 
 
@@ -194,11 +249,28 @@ def bottleneck(results: Path) -> str:
     rows = []
     for r in pair:
         net, last = r.net(), r.rows[-1]
-        rows.append([r.config["model"], f"{net['parameters']:,}", f"{net['multiply_adds']:,}",
-                     f"{last['seconds'] / 60:.0f}", f"{last['cpu_seconds'] / 60:.0f}", f"{r.error('train'):.2f}",
-                     f"{r.error('test'):.2f}", r.epochs()])  # fmt: skip
-    head = ("net", "parameters", "multiply-adds", "minutes", "CPU minutes", "training error %", "test error %",
-            "epochs")  # fmt: skip
+        rows.append(
+            [
+                r.config["model"],
+                f"{net['parameters']:,}",
+                f"{net['multiply_adds']:,}",
+                f"{last['seconds'] / 60:.0f}",
+                f"{last['cpu_seconds'] / 60:.0f}",
+                f"{r.error('train'):.2f}",
+                f"{r.error('test'):.2f}",
+                r.epochs(),
+            ]
+        )
+    head = (
+        "net",
+        "parameters",
+        "multiply-adds",
+        "minutes",
+        "CPU minutes",
+        "training error %",
+        "test error %",
+        "epochs",
+    )
     return markdown(head, rows) if len(rows) == 2 else ""
 
 
@@ -213,26 +285,52 @@ def very_deep(results: Path) -> str:
         parts = [s[:SMOOTH], first[-SMOOTH:], s[-SMOOTH:]]
         loss, acc = ([mean(row[what] for row in part) for part in parts] for what in ("train_loss", "train_acc"))
         rates = dict.fromkeys(f"{row['lr']:g}" for row in s)
-        rows.append([run, f"{r.net()['parameters']:,}", r.config["batch_size"], ", then ".join(rates), len(s),
-                     f"{median(took):.1f}" if took else "-", f"{max(memory):,.0f}" if memory else "-",
-                     *(f"{x:.2f}, {100 * y:.0f} %" for x, y in zip(loss, acc, strict=True))])  # fmt: skip
+        rows.append(
+            [
+                run,
+                f"{r.net()['parameters']:,}",
+                r.config["batch_size"],
+                ", then ".join(rates),
+                len(s),
+                f"{median(took):.1f}" if took else "-",
+                f"{max(memory):,.0f}" if memory else "-",
+                *(f"{x:.2f}, {100 * y:.0f} %" for x, y in zip(loss, acc, strict=True)),
+            ]
+        )
     moments = (f"first {SMOOTH} steps", f"last {SMOOTH} at the first rate", f"last {SMOOTH}")
-    head = ("net", "parameters", "batch", "rate", "steps", "seconds a step", "peak memory MiB",
-            *(f"{when}: loss, training accuracy" for when in moments))  # fmt: skip
+    head = (
+        "net",
+        "parameters",
+        "batch",
+        "rate",
+        "steps",
+        "seconds a step",
+        "peak memory MiB",
+        *(f"{when}: loss, training accuracy" for when in moments),
+    )
     return markdown(head, rows) if rows else ""
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    "runs": table_of_runs, "README": lambda results: table_of_runs(results, IN_README),
-    "degradation": lambda results: depths(results, "degradation"), "depth": lambda results: depths(results, "depth"),
-    "gradients": gradients, "responses": responses, "construction": construction, "zero-residual": zero_residual,
-    "shortcuts": shortcuts, "bottleneck": bottleneck, "very-deep": very_deep,
+    "runs": table_of_runs,
+    "README": lambda results: table_of_runs(results, IN_README),
+    "degradation": lambda results: depths(results, "degradation"),
+    "depth": lambda results: depths(results, "depth"),
+    "gradients": gradients,
+    "responses": responses,
+    "construction": construction,
+    "zero-residual": zero_residual,
+    "shortcuts": shortcuts,
+    "bottleneck": bottleneck,
+    "very-deep": very_deep,
     "paper": lambda results: table_of_runs(results, ["paper"]),
-}  # fmt: skip
+}
 
 FIGURES = {  # below a table: file and what it shows
-    "degradation": {"degradation": "error of plain nets and of residual nets over the epochs",
-                    "figure6": "the same four runs: error, loss and learning rate"},
+    "degradation": {
+        "degradation": "error of plain nets and of residual nets over the epochs",
+        "figure6": "the same four runs: error, loss and learning rate",
+    },
     "depth": {"depth": "error over the epochs, recipe fast"},
     "gradients": {"gradients": "norm of each layer's gradient"},
     "responses": {"responses": "standard deviation of each layer's response"},
@@ -241,7 +339,7 @@ FIGURES = {  # below a table: file and what it shows
     "shortcuts": {"shortcuts": "test error of options A, B and C"},
     "very-deep": {"very-deep": "training loss of the first steps"},
     "paper": {"paper": "error, loss and learning rate of the paper's recipe"},
-}  # fmt: skip
+}
 
 
 # ---- figures
@@ -262,12 +360,25 @@ def draw(results: Path) -> list[Path]:
     if len(nets) == 4:
         plots.curves([r.out for r in nets.values()], file("figure6"))
         last = {run: r.layers[-1]["response"].values() for run, r in nets.items()}
-        plots.lines({"in the order of the layers": {run: by_layer(y) for run, y in last.items()},
-                     "by size": {run: by_layer(sorted(y, reverse=True)) for run, y in last.items()}},
-                    "layer", "standard deviation of the response", file("responses"))  # fmt: skip
-        plots.lines({title: {run: by_layer(r.layers[k]["gradient"].values()) for run, r in nets.items()}
-                     for title, k in MOMENTS.items()},
-                    "layer", "norm of dL/dw", file("gradients"), log=True)  # fmt: skip
+        plots.lines(
+            {
+                "in the order of the layers": {run: by_layer(y) for run, y in last.items()},
+                "by size": {run: by_layer(sorted(y, reverse=True)) for run, y in last.items()},
+            },
+            "layer",
+            "standard deviation of the response",
+            file("responses"),
+        )
+        plots.lines(
+            {
+                title: {run: by_layer(r.layers[k]["gradient"].values()) for run, r in nets.items()}
+                for title, k in MOMENTS.items()
+            },
+            "layer",
+            "norm of dL/dw",
+            file("gradients"),
+            log=True,
+        )
     made = [r for r in records(results, "construction").values() if r.rows]
     if made:
         panels: Panels = {"training": {}, "test": {}}
@@ -283,20 +394,39 @@ def draw(results: Path) -> list[Path]:
         plots.lines(panels, "further epochs", "error (%)", file("construction"))
     stacks = records(results, "zero-residual")
     if stacks:
-        plots.lines({"asked for the identity": {f"{run} blocks": ([row["step"] for row in r.rows],
-                                                                 [row["train_loss"] for row in r.rows])
-                                                for run, r in stacks.items()}},
-                    "step", "|y - x|² / |x|²", file("zero-residual"), log=True)  # fmt: skip
+        plots.lines(
+            {
+                "asked for the identity": {
+                    f"{run} blocks": ([row["step"] for row in r.rows], [row["train_loss"] for row in r.rows])
+                    for run, r in stacks.items()
+                }
+            },
+            "step",
+            "|y - x|² / |x|²",
+            file("zero-residual"),
+            log=True,
+        )
     options = by_option(results)
     if options:
-        plots.spread({f"option {o}": [r.error("test") for r in group] for o, group in options.items()},
-                     "test error (%)", file("shortcuts"))  # fmt: skip
+        plots.spread(
+            {f"option {o}": [r.error("test") for r in group] for o, group in options.items()},
+            "test error (%)",
+            file("shortcuts"),
+        )
     deep = records(results, "very-deep")
     if deep:
-        plots.lines({"the first steps": {run: ([row["step"] for row in r.steps],
-                                               smooth([row["train_loss"] for row in r.steps]))
-                                         for run, r in deep.items()}},
-                    "step", f"training loss, mean of {SMOOTH} steps", file("very-deep"), log=True)  # fmt: skip
+        plots.lines(
+            {
+                "the first steps": {
+                    run: ([row["step"] for row in r.steps], smooth([row["train_loss"] for row in r.steps]))
+                    for run, r in deep.items()
+                }
+            },
+            "step",
+            f"training loss, mean of {SMOOTH} steps",
+            file("very-deep"),
+            log=True,
+        )
     whole = [r.out for r in records(results, "paper").values() if r.rows]
     if whole:
         plots.curves(whole, file("paper"))

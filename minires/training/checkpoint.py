@@ -116,8 +116,16 @@ def _opened(path: FileName) -> Iterator[Any]:
             yield file
     except CheckpointError:
         raise
-    except (SafetensorError, OSError, ArithmeticError, AttributeError, MemoryError, RecursionError, TypeError,
-            ValueError) as error:  # fmt: skip
+    except (
+        SafetensorError,
+        OSError,
+        ArithmeticError,
+        AttributeError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from error
 
 

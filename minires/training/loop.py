@@ -39,13 +39,31 @@ from minires.training.run import (
 from minires.tensor import Tensor, no_grad
 
 __all__ = [
-    "CHECKPOINTS", "CONFIG", "METRICS", "MODEL", "Config", "NotFinite", "Row", "Run", "RunError", "environment",
-    "evaluate", "fit", "load_run", "open_data", "read_config",
-]  # fmt: skip
+    "CHECKPOINTS",
+    "CONFIG",
+    "METRICS",
+    "MODEL",
+    "Config",
+    "NotFinite",
+    "Row",
+    "Run",
+    "RunError",
+    "environment",
+    "evaluate",
+    "fit",
+    "load_run",
+    "open_data",
+    "read_config",
+]
 
 
-def fit(config: Config, out: str | Path, resume: bool = False, dataset: Dataset | None = None,
-        watch: Callable[[Run], None] = lambda run: None) -> list[Row]:  # fmt: skip
+def fit(
+    config: Config,
+    out: str | Path,
+    resume: bool = False,
+    dataset: Dataset | None = None,
+    watch: Callable[[Run], None] = lambda run: None,
+) -> list[Row]:
     """Train a net and return a row of figures for each epoch (the lines of `metrics.jsonl`).
 
     out: the run's folder, new or empty. resume: go on from the last checkpoint in `out`; the result is, bit
@@ -81,8 +99,7 @@ def train_epoch(run: Run, watch: Callable[[Run], None]) -> None:
     start = run.at.step - run.at.epoch * len(run.loader)
     stop = min(len(run.loader), run.total - run.at.epoch * len(run.loader))
     name = f"epoch {run.at.epoch + 1}/{run.epochs}"
-    with tqdm(total=stop * batch, initial=start * batch, desc=name, unit=" images",
-              leave=False, disable=None) as bar:  # fmt: skip
+    with tqdm(total=stop * batch, initial=start * batch, desc=name, unit=" images", leave=False, disable=None) as bar:
         for x, y in islice(run.loader.epoch(run.at.epoch, start), stop - start):
             with ctrl_c_waits():
                 opt.lr = run.schedule(run.at.step)
@@ -99,8 +116,9 @@ def train_epoch(run: Run, watch: Callable[[Run], None]) -> None:
             bar.update(batch)
 
 
-def evaluate(net: Module, images: np.ndarray, labels: np.ndarray, normalise: Normalise, batch_size: int = 250
-             ) -> tuple[float, float]:  # fmt: skip
+def evaluate(
+    net: Module, images: np.ndarray, labels: np.ndarray, normalise: Normalise, batch_size: int = 250
+) -> tuple[float, float]:
     """Mean loss and accuracy (0..1) of `net` on uint8 `images` (N, 32, 32, 3), in evaluation mode."""
     device, was_training = device_of(net.parameters()[0].data), net.training
     found = []  # read at the end: reading a number waits for the device

@@ -85,15 +85,25 @@ class Config:
                 if not is_right(getattr(self, name)):
                     raise ValueError(f"{name}: wanted {words}, got {getattr(self, name)!r}")
 
-        for name, choices in (("data", DATA), ("recipe", tuple(RECIPES)), ("schedule", SCHEDULES),
-                              ("normalise", ("channels", "pixel_mean"))):  # fmt: skip
+        for name, choices in (
+            ("data", DATA),
+            ("recipe", tuple(RECIPES)),
+            ("schedule", SCHEDULES),
+            ("normalise", ("channels", "pixel_mean")),
+        ):
             want(f"one of {', '.join(choices)}", choices.__contains__, name)
         want("a whole number from 1 on", lambda n: type(n) is int and n > 0, "batch_size", "width")
         want("a whole number from 1 on", lambda n: n is None or (type(n) is int and n > 0), "epochs", "threads")
         want("a whole number from 0 on", lambda n: type(n) is int and n >= 0, "seed")
         want("a number above 0", lambda x: isinstance(x, int | float) and 0 < x < 1e308, "lr")
-        want("a number from 0 on", lambda x: isinstance(x, int | float) and 0 <= x < 1e308,
-             "momentum", "weight_decay", "label_smoothing", "checkpoint_minutes")  # fmt: skip
+        want(
+            "a number from 0 on",
+            lambda x: isinstance(x, int | float) and 0 <= x < 1e308,
+            "momentum",
+            "weight_decay",
+            "label_smoothing",
+            "checkpoint_minutes",
+        )
         want("true or false", lambda x: isinstance(x, bool), "val", "nesterov", "decay_bias_and_norm", "augment")
         want("a name", lambda x: isinstance(x, str), "model", "shortcut", "device")
         want("a folder's name", lambda x: x is None or isinstance(x, str), "data_dir")
@@ -104,10 +114,15 @@ SCHEDULES = ("one_cycle", "cosine", "steps")
 RECIPES: dict[str, dict[str, Any]] = {
     "fast": {},
     "paper": {  # He et al. 2016, section 4.2
-        "epochs": None, "schedule": "steps", "lr": 0.1, "nesterov": False, "weight_decay": 1e-4,
-        "decay_bias_and_norm": True, "normalise": "pixel_mean",
+        "epochs": None,
+        "schedule": "steps",
+        "lr": 0.1,
+        "nesterov": False,
+        "weight_decay": 1e-4,
+        "decay_bias_and_norm": True,
+        "normalise": "pixel_mean",
     },
-}  # fmt: skip
+}
 
 
 def schedule_of(config: Config, total: int) -> Schedule:
@@ -180,15 +195,30 @@ class Run:
             images, labels = images[:cut], labels[:cut]
         fit_normalise = Normalise.channels if config.normalise == "channels" else Normalise.pixel_mean
         self.normalise = fit_normalise(images)
-        self.loader = Loader(images, labels, config.batch_size, normalise=self.normalise, seed=config.seed,
-                             shuffle=True, augment=config.augment, drop_last=True)  # fmt: skip
+        self.loader = Loader(
+            images,
+            labels,
+            config.batch_size,
+            normalise=self.normalise,
+            seed=config.seed,
+            shuffle=True,
+            augment=config.augment,
+            drop_last=True,
+        )
         self.total = config.epochs * len(self.loader) if config.epochs else PAPER_STEPS
         self.epochs = -(-self.total // len(self.loader))
         self.schedule = schedule_of(config, self.total)
-        self.net = build(config.model, seed=config.seed, classes=len(dataset.classes),
-                         shortcut=config.shortcut, width=config.width).to(config.device)  # fmt: skip
-        self.opt = SGD(self.net.parameters(), config.lr, config.momentum, config.weight_decay,
-                       config.nesterov, config.decay_bias_and_norm)  # fmt: skip
+        self.net = build(
+            config.model, seed=config.seed, classes=len(dataset.classes), shortcut=config.shortcut, width=config.width
+        ).to(config.device)
+        self.opt = SGD(
+            self.net.parameters(),
+            config.lr,
+            config.momentum,
+            config.weight_decay,
+            config.nesterov,
+            config.decay_bias_and_norm,
+        )
         self.unread: list[tuple[Array, Array, int]] = []
         self.look_every = 1 if config.device == "cpu" else 20  # reading a number waits for the device
         self.saved = self.began = time.perf_counter()
@@ -237,34 +267,53 @@ class Run:
         at = self.at
         at.epoch += 1
         row: Row = {
-            "epoch": at.epoch, "step": at.step, "lr": self.schedule(at.step - 1),
-            "train_loss": at.loss / at.images, "train_acc": at.right / at.images,
-            f"{self.test}_loss": loss, f"{self.test}_acc": acc,
+            "epoch": at.epoch,
+            "step": at.step,
+            "lr": self.schedule(at.step - 1),
+            "train_loss": at.loss / at.images,
+            "train_acc": at.right / at.images,
+            f"{self.test}_loss": loss,
+            f"{self.test}_acc": acc,
             "seconds": round(time.perf_counter() - self.began, 2),
             "cpu_seconds": round(time.process_time() - self.cpu_began, 2),
-        }  # fmt: skip
+        }
         at.rows.append(row)
         figures = at.figures()
         at.loss, at.right, at.images = 0.0, 0, 0
         with open(self.out / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         info = {
-            "model": self.config.model, "shortcut": self.config.shortcut, "width": self.config.width,
-            "data": self.dataset.name, "classes": list(self.dataset.classes),
-            "mean": self.normalise.mean.tolist(), "scale": self.normalise.scale.tolist(),
-        }  # fmt: skip
+            "model": self.config.model,
+            "shortcut": self.config.shortcut,
+            "width": self.config.width,
+            "data": self.dataset.name,
+            "classes": list(self.dataset.classes),
+            "mean": self.normalise.mean.tolist(),
+            "scale": self.normalise.scale.tolist(),
+        }
         save_weights(self.net, self.out / MODEL, info)
         self.save()
-        print(f"epoch {at.epoch}/{self.epochs}  train {figures}  {self.test} loss {loss:.3f} acc {acc:.1%}  "
-              f"{row['seconds']:.0f} s", flush=True)  # fmt: skip
+        print(
+            f"epoch {at.epoch}/{self.epochs}  train {figures}  {self.test} loss {loss:.3f} acc {acc:.1%}  "
+            f"{row['seconds']:.0f} s",
+            flush=True,
+        )
 
     def start(self) -> None:
         """Begin a new run: its folder must be empty."""
         if any(path.name != LOCK for path in self.out.iterdir()):
             raise RunError(f"{self.out} is not empty; name another with --out, or go on: --resume {self.out}")
-        about = {"config": asdict(self.config), "steps": self.total, "dataset": {
-            "name": self.dataset.name, "train": len(self.loader.images), self.test: len(self.test_images),
-            "classes": self.dataset.classes}, **environment()}  # fmt: skip
+        about = {
+            "config": asdict(self.config),
+            "steps": self.total,
+            "dataset": {
+                "name": self.dataset.name,
+                "train": len(self.loader.images),
+                self.test: len(self.test_images),
+                "classes": self.dataset.classes,
+            },
+            **environment(),
+        }
         write_atomically(self.out / METRICS, b"")
         write_atomically(self.out / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
 
@@ -329,8 +378,12 @@ class Run:
         """ValueError or TypeError unless `at`, read from a file, is a place where this run can stand."""
         first = min(at.epoch * len(self.loader), self.total)  # step of the epoch
         last = min(first + len(self.loader), self.total)
-        if not (all(type(n) is int for n in (at.epoch, at.step, at.right, at.images)) and first <= at.step <= last
-                and len(at.rows) == at.epoch and at.images == (at.step - first) * self.config.batch_size):  # fmt: skip
+        if not (
+            all(type(n) is int for n in (at.epoch, at.step, at.right, at.images))
+            and first <= at.step <= last
+            and len(at.rows) == at.epoch
+            and at.images == (at.step - first) * self.config.batch_size
+        ):
             raise ValueError(f"{path}: step {at.step} of epoch {at.epoch} is not one of this run")
         figures = [at.loss, at.seconds, at.cpu_seconds, *(value for row in at.rows for value in row.values())]
         if not (all(map(math.isfinite, figures)) and 0 <= at.right <= at.images):
@@ -419,8 +472,11 @@ def load_run(out: str | Path) -> tuple[Module, Normalise, dict[str, Any]]:
         net = build(info["model"], seed=NoDraws(numbers), classes=len(info["classes"]), **kind)  # type: ignore[arg-type]
         with np.errstate(over="ignore"):
             mean, scale = (np.array(info[name], np.float32) for name in ("mean", "scale"))
-        if not (isinstance(info["classes"], list) and mean.shape == scale.shape == (32, 32, 3)
-                and np.isfinite([mean, scale]).all()):  # fmt: skip
+        if not (
+            isinstance(info["classes"], list)
+            and mean.shape == scale.shape == (32, 32, 3)
+            and np.isfinite([mean, scale]).all()
+        ):
             raise ValueError("classes, mean or scale are not what they should be")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunError(f"{path} was not written by train: {error!r}") from None
@@ -458,14 +514,23 @@ def environment() -> dict[str, Any]:
     except metadata.PackageNotFoundError:
         version = "not installed"
     versions = {"python": platform.python_version(), "numpy": np.__version__, "minires": version}
-    return {"versions": versions, "platform": platform.platform(), "processor": processor(),
-            "cores": os.cpu_count(), "blas": blas(), "git": git}  # fmt: skip
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "blas": blas(),
+        "git": git,
+    }
 
 
 def blas() -> str:
     """The library behind NumPy's matrix products, and the kind of processor whose kernels it chose."""
-    found = [f"{library['internal_api']} {library['version']} {library.get('architecture', '')}".strip()
-             for library in threadpool_info() if library["user_api"] == "blas"]  # fmt: skip
+    found = [
+        f"{library['internal_api']} {library['version']} {library.get('architecture', '')}".strip()
+        for library in threadpool_info()
+        if library["user_api"] == "blas"
+    ]
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]
     return ", ".join(found) or build["name"]
 
