@@ -96,7 +96,7 @@ def to_device(x: Array, device: str) -> Array:
         _on_first_use[device]()
     if device not in _backends:
         known = ", ".join(sorted({*_backends, *_on_first_use}))
-        raise ValueError(f"device: wanted one of {known}, got {device!r}")
+        raise ValueError(f"device: expected one of {known}, got {device!r}")
     if device_of(x) == device and not np.isscalar(x):
         return x
     return _backends[device].to_device(to_host(x))
@@ -261,14 +261,14 @@ def _threads_from_environment() -> int:
     if not text:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"MINIRES_THREADS: wanted a whole number from 1 on, got {text!r}")
+        raise ValueError(f"MINIRES_THREADS: expected a positive integer, got {text!r}")
     return int(text)
 
 
 def set_num_threads(n: int) -> None:
     """Let `n` threads share each batch. Results are the same, bit for bit, for any `n`."""
     if not isinstance(n, int) or n < 1:
-        raise ValueError(f"threads: wanted a whole number from 1 on, got {n!r}")
+        raise ValueError(f"threads: expected a positive integer, got {n!r}")
     _start_over(n)
 
 

@@ -202,7 +202,7 @@ def data(
     elif name == "shapes10":
         sheet = sheet or Path("shapes10.png")
     else:
-        raise ValueError(f"data: wanted cifar10 or shapes10, got {name!r}")
+        raise ValueError(f"data: expected cifar10 or shapes10, got {name!r}")
     if sheet:
         from minires.plots import contact_sheet
 
@@ -273,7 +273,7 @@ def check(
         grades = grading.grade_all(map(Path, what or []), seconds)
         print(grading.as_csv(grades) if as_csv else grading.as_table(grades), end="")
     elif as_csv or len(what or []) > 1:
-        raise ValueError("check: wanted one exercise, or --all with files and folders; --csv goes with --all")
+        raise ValueError("check: expected one exercise, or --all with files and folders; --csv goes with --all")
     elif what:
         found = exercises.report(what[0])
         print(found.text)

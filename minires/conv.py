@@ -226,7 +226,7 @@ def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
 def global_avg_pool(x: Tensor) -> Tensor:
     """The mean of each channel over the whole picture:  (N, H, W, C) -> (N, C)."""
     if x.ndim != 4 or 0 in x.shape[1:3]:
-        raise ValueError(f"global_avg_pool: x has shape {x.shape}, wanted (N, H, W, C), H and W at least 1")
+        raise ValueError(f"global_avg_pool: x has shape {x.shape}, expected (N, H, W, C), H and W at least 1")
     return x.mean((1, 2))
 
 
@@ -258,7 +258,7 @@ def _offsets(shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> 
 
 def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: int) -> None:
     if x.ndim != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"{name}: x has shape {x.shape}, wanted (N, H, W, C), of which only N may be 0")
+        raise ValueError(f"{name}: x has shape {x.shape}, expected (N, H, W, C), of which only N may be 0")
     if min(kh, kw) < 1 or stride < 1 or padding < 0:
         raise ValueError(
             f"{name}: kernel and stride must be 1 or more, padding 0 or more; "
@@ -270,12 +270,12 @@ def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: 
 
 def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int) -> None:
     if w.ndim != 4 or 0 in w.shape:
-        raise ValueError(f"conv2d: w has shape {w.shape}, wanted (KH, KW, C, F), each at least 1")
+        raise ValueError(f"conv2d: w has shape {w.shape}, expected (KH, KW, C, F), each at least 1")
     _check_window("conv2d", x, w.shape[0], w.shape[1], stride, padding)
     if x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x has {x.shape[3]} channels, w wants {w.shape[2]} (w is {w.shape})")
     if bias is not None and bias.shape != w.shape[3:]:
-        raise ValueError(f"conv2d: bias has shape {bias.shape}, wanted {w.shape[3:]} (w is {w.shape})")
+        raise ValueError(f"conv2d: bias has shape {bias.shape}, expected {w.shape[3:]} (w is {w.shape})")
     for name, t in (("w", w), ("bias", bias)):
         if t is not None and t.dtype != x.dtype:
             raise TypeError(f"conv2d: {name} is {t.dtype}, x is {x.dtype}; convert one of them")

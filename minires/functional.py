@@ -25,7 +25,9 @@ def add_relu(x: Tensor, shortcut: Tensor) -> Tensor:
     The shortcut's part reaches the layers below without meeting a single weight on the way.
     """
     if x.shape != shortcut.shape or x.ndim == 0:
-        raise ValueError(f"add_relu: x has shape {x.shape}, shortcut {shortcut.shape}; wanted (N, ...), both the same")
+        raise ValueError(
+            f"add_relu: x has shape {x.shape}, shortcut {shortcut.shape}; expected (N, ...), both the same"
+        )
     if x.dtype != shortcut.dtype:
         raise TypeError(f"add_relu: x is {x.dtype}, shortcut {shortcut.dtype}; convert one of them")
     xp, a, b = array_module(x.data), x.data, shortcut.data
@@ -57,7 +59,7 @@ def log_softmax(x: Tensor) -> Tensor:
     The largest x is taken away first: it changes nothing in exact numbers, and e^x can't overflow.
     """
     if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"log_softmax: x has shape {x.shape}, wanted (..., K) with K at least 1")
+        raise ValueError(f"log_softmax: x has shape {x.shape}, expected (..., K) with K at least 1")
     xp = array_module(x.data)
     shifted = x.data - x.data.max(axis=-1, keepdims=True)
     out = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
@@ -75,7 +77,7 @@ def cross_entropy(logits: Tensor, labels: Array, label_smoothing: float = 0.0) -
     and spreads `label_smoothing` evenly over all K classes (Szegedy et al. 2016, section 7).
     """
     if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(f"cross_entropy: logits have shape {logits.shape}, wanted (N, K) with N and K at least 1")
+        raise ValueError(f"cross_entropy: logits have shape {logits.shape}, expected (N, K) with N and K at least 1")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in 0 <= label_smoothing < 1, got {label_smoothing}")
     (n, k), xp = logits.shape, array_module(logits.data)
@@ -95,9 +97,9 @@ def check_labels(labels: Array, classes: int) -> Array:
     """
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels: wanted integers of shape (N,), got {labels.dtype} of shape {labels.shape}")
+        raise ValueError(f"labels: expected integers of shape (N,), got {labels.dtype} of shape {labels.shape}")
     if device_of(labels) == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(f"labels: wanted 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+        raise ValueError(f"labels: expected 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
     return labels
 
 
@@ -112,9 +114,9 @@ def dropout(x: Tensor, p: float, rng: np.random.Generator) -> Tensor:
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x w + bias. x: (N, C); w: (C, F); bias: (F,) or None; y: (N, F)."""
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
-        raise ValueError(f"linear: wanted x (N, C) and w (C, F), got x {x.shape} and w {w.shape}")
+        raise ValueError(f"linear: expected x (N, C) and w (C, F), got x {x.shape} and w {w.shape}")
     if bias is not None and bias.shape != w.shape[1:]:
-        raise ValueError(f"linear: bias has shape {bias.shape}, wanted {w.shape[1:]} (w is {w.shape})")
+        raise ValueError(f"linear: bias has shape {bias.shape}, expected {w.shape[1:]} (w is {w.shape})")
     y = x @ w
     return y if bias is None else y + bias
 
@@ -126,10 +128,12 @@ def subsample_and_pad(x: Tensor, stride: int, channels: int) -> Tensor:
     Backward: the gradient of what was kept goes back to where it stood; the pixels left out get 0.
     """
     if x.ndim != 4 or stride < 1:
-        raise ValueError(f"subsample_and_pad: wanted x (N, H, W, C) and a stride from 1 on, got {x.shape} and {stride}")
+        raise ValueError(
+            f"subsample_and_pad: expected x (N, H, W, C) and a stride from 1 on, got {x.shape} and {stride}"
+        )
     extra = channels - x.shape[-1]
     if extra < 0:
-        raise ValueError(f"subsample_and_pad: x has {x.shape[-1]} channels already, wanted at most {channels}")
+        raise ValueError(f"subsample_and_pad: x has {x.shape[-1]} channels already, expected at most {channels}")
     xp, before = array_module(x.data), extra // 2
     pixels = (slice(None), slice(None, None, stride), slice(None, None, stride))
     channels_of_x = (..., slice(before, before + x.shape[-1]))

@@ -165,14 +165,14 @@ def diagnose(
         return a.shape == b.shape and np.allclose(a, b, rtol=rtol, atol=atol)
 
     if got.dtype != wanted.dtype:
-        return f"wrong dtype: {got.dtype}, wanted {wanted.dtype}"
+        return f"wrong dtype: {got.dtype}, expected {wanted.dtype}"
     if same(got, wanted):
         return ""
     for order in permutations(axes):
         if got.any() and same(got, wanted.transpose(order)):
             return f"transposed: its axes stand in the order {order}"
     if got.shape != wanted.shape:
-        return f"wrong shape: {got.shape}, wanted {wanted.shape}"
+        return f"wrong shape: {got.shape}, expected {wanted.shape}"
     if not np.isfinite(got).all():
         return f"NaN or infinity in {np.count_nonzero(~np.isfinite(got))} of {got.size} entries"
     if not got.any():

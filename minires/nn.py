@@ -71,7 +71,7 @@ class Module:
         faults = [f"missing {name}" for name in mine if name not in state]
         faults += [f"left over {name}" for name in state if name not in mine]
         faults += [
-            f"{name} is {state[name].shape}, wanted {mine[name].shape}"
+            f"{name} is {state[name].shape}, expected {mine[name].shape}"
             for name in mine
             if name in state and state[name].shape != mine[name].shape
         ]

@@ -64,7 +64,7 @@ def batch_norm(
     c, m = x.shape[-1], max(1, x.size // x.shape[-1])  # 1 for an empty batch, so that nothing divides by 0
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         if running.shape != (c,):
-            raise ValueError(f"batch_norm: {name} has shape {running.shape}, wanted ({c},) for x {x.shape}")
+            raise ValueError(f"batch_norm: {name} has shape {running.shape}, expected ({c},) for x {x.shape}")
     xp, x_data = array_module(x.data), x.data
     if training:
         if m < 2:
@@ -252,9 +252,11 @@ def _per_channel(total: Array, c: int) -> Array:
 
 def _check_norm(name: str, x: Tensor, gamma: Tensor, beta: Tensor) -> None:
     if x.ndim < 2 or 0 in x.shape[1:]:
-        raise ValueError(f"{name}: x has shape {x.shape}, wanted (N, ..., C), of which only N may be 0")
+        raise ValueError(f"{name}: x has shape {x.shape}, expected (N, ..., C), of which only N may be 0")
     for which, t in (("gamma", gamma), ("beta", beta)):
         if t.shape != x.shape[-1:]:
-            raise ValueError(f"{name}: {which} has shape {t.shape}, wanted one number for each channel of x {x.shape}")
+            raise ValueError(
+                f"{name}: {which} has shape {t.shape}, expected one number for each channel of x {x.shape}"
+            )
         if t.dtype != x.dtype:
             raise TypeError(f"{name}: {which} is {t.dtype}, x is {x.dtype}; convert one of them")

@@ -53,7 +53,7 @@ class SGD:
             raise ValueError("SGD: params holds a tensor twice, which would take two steps at once")
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"SGD: {name} must be a number from 0 on, got {value}")
+                raise ValueError(f"SGD: {name} must be a non-negative number, got {value}")
         if not 0 <= momentum < 1:
             raise ValueError(f"SGD: momentum must be in 0 <= momentum < 1, got {momentum}")
         if nesterov and momentum == 0:

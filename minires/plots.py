@@ -105,7 +105,7 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """
     file = Path(run) / "metrics.jsonl"
     if not file.is_file():
-        raise FileNotFoundError(f"{run} holds no metrics.jsonl; wanted a run's folder, an epoch at least")
+        raise FileNotFoundError(f"{run} holds no metrics.jsonl; expected a run's folder, an epoch at least")
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
@@ -115,7 +115,7 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
         figures = row.values() if isinstance(row, dict) and row.get("epoch") is not None else [None, ""]
         if not all(value is None or isinstance(value, int | float) for value in figures):
             raise ValueError(
-                f'{file}, line {number} is damaged: wanted a JSON object with "epoch" and '
+                f'{file}, line {number} is damaged: expected a JSON object with "epoch" and '
                 f"numbers, got {line[:40]!r}; delete the line to plot the rest"
             )
         rows.append(row)
@@ -129,7 +129,7 @@ def curves(runs: str | Path | Sequence[str | Path], path: str | Path | None = No
     training, solid in testing. The learning rate stands below. Raises what `read_metrics` raises."""
     folders = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not folders:
-        raise ValueError("curves: wanted at least one run folder, got none")
+        raise ValueError("curves: expected at least one run folder, got none")
     tables = [read_metrics(folder) for folder in folders]
     names = [folder.resolve().name for folder in folders]
     labels = [str(f) if names.count(name) > 1 else name for f, name in zip(folders, names, strict=True)]
@@ -283,7 +283,7 @@ def filters(w: Any, path: str | Path | None = None, columns: int = 8) -> Figure:
     """Each filter of w (KH, KW, 3, F) as a colour picture; mid-grey is 0, and the largest weight has full strength."""
     w = to_host(w)
     if w.ndim != 4 or w.shape[2] != 3:
-        raise ValueError(f"filters: w has shape {w.shape}; wanted (KH, KW, 3, F), filters over three colours")
+        raise ValueError(f"filters: w has shape {w.shape}; expected (KH, KW, 3, F), filters over three colours")
     kh, kw, _, f = w.shape
     rows, columns = ceil(f / columns), min(f, columns)
     sheet = np.ones((rows * (kh + 1) - 1, columns * (kw + 1) - 1, 3))
@@ -335,7 +335,7 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | Path | None = Non
     stronger the more. A cell without a number is 0. Raises ValueError where the matrix does not fit the classes."""
     counts, k = np.asarray(matrix), len(classes)
     if counts.shape != (k, k):
-        raise ValueError(f"confusion: matrix has shape {counts.shape}, wanted ({k}, {k}), a row for each class")
+        raise ValueError(f"confusion: matrix has shape {counts.shape}, expected ({k}, {k}), a row for each class")
     right = np.eye(k, dtype=bool)
     most = np.where(right, max(1, counts[right].max(initial=0)), max(1, counts[~right].max(initial=0)))
     figure = _picture(1.6 + 0.46 * k, 1.3 + 0.4 * k)

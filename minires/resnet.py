@@ -279,7 +279,7 @@ def build(
     match = re.fullmatch(r"(plain|(pre)?(resnet|bottleneck))([1-9][0-9]{0,3})", name)
     if not match:
         raise ValueError(
-            f"build: no net is called {name!r}; wanted plainN, resnetN, bottleneckN, preresnetN "
+            f"build: no net is called {name!r}; expected plainN, resnetN, bottleneckN, preresnetN "
             "or prebottleneckN, for example resnet20"
         )
     if shortcut not in ("A", "B", "C", None):
@@ -324,7 +324,7 @@ def _cifar_blocks(family: str, depth: int) -> tuple[Block, tuple[int, ...]]:
         below = max(1, n)
         imagenet = ", ".join(name for name in IMAGENET if name.startswith(family))
         raise ValueError(
-            f"build: there is no {family}{depth}; wanted a depth of {step}n + 2, the nearest "
+            f"build: there is no {family}{depth}; expected a depth of {step}n + 2, the nearest "
             f"are {family}{step * below + 2} and {family}{step * (below + 1) + 2}"
             f"{f', or an ImageNet net: {imagenet}' if imagenet else ''}"
         )

@@ -72,7 +72,7 @@ class Tensor:
             if data.dtype == np.float64:  # what NumPy makes of Python's numbers
                 data = data.astype(np.float32)
         if data.dtype.kind not in "fiub":
-            raise TypeError(f"Tensor: wanted real numbers, got dtype {data.dtype}")
+            raise TypeError(f"Tensor: expected real numbers, got dtype {data.dtype}")
         if data.dtype not in (np.float32, np.float64):
             native = data.dtype.newbyteorder("=")  # float64 from a file in another machine's byte order stays float64
             data = data.astype(native if native == np.float64 else np.float32)
@@ -164,7 +164,7 @@ class Tensor:
             if not isinstance(parent_grads, tuple) or len(parent_grads) != len(node.parents):
                 came = len(parent_grads) if isinstance(parent_grads, tuple) else type(parent_grads).__name__
                 raise RuntimeError(
-                    f"backward of {node.name}: wanted a tuple of {len(node.parents)} gradients, one "
+                    f"backward of {node.name}: expected a tuple of {len(node.parents)} gradients, one "
                     f"for each input, got {came}"
                 )
             for parent, g in zip(node.parents, parent_grads, strict=True):
@@ -173,7 +173,7 @@ class Tensor:
                 if g is None or g.shape != parent.shape:
                     got = "None" if g is None else f"shape {g.shape}"
                     wanted = f"a gradient of shape {parent.shape}"
-                    raise RuntimeError(f"backward of {node.name}: wanted {wanted}, got {got}")
+                    raise RuntimeError(f"backward of {node.name}: expected {wanted}, got {got}")
                 # a new array, never `+=`: a residual add hands the same array to both parents
                 grads[id(parent)] = add(grads[id(parent)], g) if id(parent) in grads else g
 
@@ -186,7 +186,7 @@ class Tensor:
             return xp.full((), data, self.dtype)  # asarray would copy from host to device
         array = xp.asarray(data)
         if array.dtype.kind not in "fiub":  # NumPy would make a number of "3", and NaN of None
-            raise TypeError(f"{name}: wanted real numbers, got dtype {array.dtype}")
+            raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
         return array.astype(self.dtype, copy=False)
 
     def _other(self, other: Any, name: str) -> Tensor:
@@ -267,7 +267,7 @@ class Tensor:
             other = Tensor(self._numbers(other, "matmul"))
         x, y = self, other
         if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2] or not _broadcast(x.shape[:-2], y.shape[:-2]):
-            raise ValueError(f"matmul: wanted (..., n, k) @ (..., k, m), got {x.shape} @ {y.shape}")
+            raise ValueError(f"matmul: expected (..., n, k) @ (..., k, m), got {x.shape} @ {y.shape}")
         if x.dtype != y.dtype:
             raise TypeError(f"matmul: one operand is {x.dtype}, the other {y.dtype}; convert one of them")
         a, b = x.data, y.data
@@ -340,7 +340,7 @@ class Tensor:
         try:
             out = self.data.transpose(order)
         except ValueError:
-            raise ValueError(f"transpose: wanted each axis of shape {self.shape} once, got {order}") from None
+            raise ValueError(f"transpose: expected each axis of shape {self.shape} once, got {order}") from None
         back = tuple(int(i) for i in np.argsort([a % self.ndim for a in order]))
         return Tensor.from_op(out, (self,), lambda grad: (grad.transpose(back),), "transpose")
 
@@ -415,14 +415,14 @@ def _count(shape: tuple[int, ...], kept: tuple[int, ...], name: str) -> int:
     """How many numbers a reduction from `shape` to `kept` takes together."""
     count = math.prod(n for n, k in zip(shape, kept, strict=True) if n != k)
     if count == 0:
-        raise ValueError(f"{name}: shape {shape} holds no numbers along that axis; wanted at least one")
+        raise ValueError(f"{name}: shape {shape} holds no numbers along that axis; expected at least one")
     return count
 
 
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`;  each gets its own part of the gradient back."""
     if not tensors:
-        raise ValueError("concatenate: wanted at least one tensor, got none")
+        raise ValueError("concatenate: expected at least one tensor, got none")
     if len({t.dtype for t in tensors}) > 1:
         raise TypeError(f"concatenate: dtypes differ: {', '.join(str(t.dtype) for t in tensors)}; convert one of them")
     if len({_kept_shape(t.shape, axis, "concatenate") for t in tensors}) > 1:

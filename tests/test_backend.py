@@ -237,13 +237,13 @@ def test_threads_come_from_the_environment(monkeypatch):
 def test_a_bad_number_of_threads_in_the_environment_is_named(monkeypatch, text):
     monkeypatch.setattr(backend, "_threads", 0)
     monkeypatch.setenv("MINIRES_THREADS", text)
-    with pytest.raises(ValueError, match="MINIRES_THREADS: wanted a whole number from 1 on, got '"):
+    with pytest.raises(ValueError, match="MINIRES_THREADS: expected a positive integer, got '"):
         get_num_threads()
 
 
 @pytest.mark.parametrize("n", [0, -2, 1.5, "2", None])
 def test_a_bad_number_of_threads_is_named(n):
-    with pytest.raises(ValueError, match="threads: wanted a whole number from 1 on"):
+    with pytest.raises(ValueError, match="threads: expected a positive integer"):
         set_num_threads(n)
 
 
@@ -291,7 +291,7 @@ def test_numpy_arrays_and_numbers_live_on_the_cpu():
 
 
 def test_an_unknown_device_is_named():
-    with pytest.raises(ValueError, match="device: wanted one of cpu, gpu.*got 'tpu'"):
+    with pytest.raises(ValueError, match="device: expected one of cpu, gpu.*got 'tpu'"):
         to_device(np.ones(3), "tpu")
 
 

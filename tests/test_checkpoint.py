@@ -286,8 +286,8 @@ def test_everything_that_does_not_fit_is_named_at_once_and_nothing_changes(tmp_p
         "bn1.running_var is missing",
         "fc.bias is missing",
         "layer9.weight is left over",
-        "conv1.weight is (3, 3, 2, 5), wanted (5, 2, 3, 3)",
-        "fc.weight is (3, 5), wanted (4, 5)",
+        "conv1.weight is (3, 3, 2, 5), expected (5, 2, 3, 3)",
+        "fc.weight is (3, 5), expected (4, 5)",
     ]
     sources = (state, tmp_path / "net.safetensors", {"state_dict": state})
     for source in sources:
@@ -300,11 +300,11 @@ def test_everything_that_does_not_fit_is_named_at_once_and_nothing_changes(tmp_p
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
-        ("fc.bias", np.zeros(4, np.int64), "fc.bias holds int64, wanted floating-point"),
+        ("fc.bias", np.zeros(4, np.int64), "fc.bias holds int64, expected floating-point"),
         ("fc.bias", np.zeros(4, np.complex64), "fc.bias holds complex64"),
         ("fc.bias", np.array([None] * 4), "fc.bias holds object"),
         ("fc.bias", [[1, 2], [3]], "fc.bias can't be turned into an array"),
-        ("fc.bias", "text", "fc.bias is (), wanted (4,)"),
+        ("fc.bias", "text", "fc.bias is (), expected (4,)"),
     ],
 )
 def test_what_is_no_weight_is_refused_and_nothing_changes(name, value, wanted):
@@ -333,7 +333,7 @@ def test_without_pytorch_a_pth_file_is_refused_with_the_mend(tmp_path, monkeypat
 
 
 def test_other_sources_are_refused(tmp_path):
-    assert "wanted a .safetensors, .pth" in refused(lambda: load_torch_weights(Small(), tmp_path / "net.npz"))
+    assert "expected a .safetensors, .pth" in refused(lambda: load_torch_weights(Small(), tmp_path / "net.npz"))
     assert "no such file" in refused(lambda: load_torch_weights(Small(), tmp_path / "none.safetensors"))
     assert "no such file" in refused(lambda: load_weights(Small(), tmp_path))
     assert "state_dict is a list" in refused(lambda: load_torch_weights(Small(), {"state_dict": [1]}))

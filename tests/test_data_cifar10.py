@@ -248,7 +248,7 @@ def test_archive_with_strangers(small, tmp_path):
 def test_archive_member_no_file(small, tmp_path, kind):
     extra = [member("cifar-10-batches-bin/data_batch_1.bin", kind=kind, link="/etc/passwd")]
     (tmp_path / "a.tar.gz").write_bytes(binary_archive(small, extra))
-    with pytest.raises(DataError, match="wanted a file") as error:
+    with pytest.raises(DataError, match="expected a file") as error:
         load_cifar10(tmp_path / "a.tar.gz")
     one_line(error)
 
@@ -312,9 +312,9 @@ def hostile_pickles():
     good = {"data": pixels, "labels": labels}
     yield pickle.dumps(Evil()), "mkdir"
     yield pickle.dumps({**good, "extra": Evil()}), "mkdir"
-    yield pickle.dumps({**good, "data": pixels.astype(np.int64)}, 4), "wanted u1 pixels"
-    yield pickle.dumps({**good, "data": pixels[:, :-1].copy()}, 4), "wanted u1 pixels"
-    yield pickle.dumps({**good, "data": pixels.astype(object)}, 4), "wanted u1 pixels"
+    yield pickle.dumps({**good, "data": pixels.astype(np.int64)}, 4), "expected u1 pixels"
+    yield pickle.dumps({**good, "data": pixels[:, :-1].copy()}, 4), "expected u1 pixels"
+    yield pickle.dumps({**good, "data": pixels.astype(object)}, 4), "expected u1 pixels"
     yield pickle.dumps({**good, "data": b"x"}, 4), "state"
     yield pickle.dumps({"data": pixels}, 4), "no key 'labels'"
     yield pickle.dumps({**good, "labels": [*labels[1:], 10]}, 4), "from 0 to 10"

@@ -182,7 +182,7 @@ def test_threads_and_why(monkeypatch):
     assert doctor.threads() == "2 (set_num_threads)"
     monkeypatch.setattr(backend, "_threads", 0)
     monkeypatch.setenv("MINIRES_THREADS", "many")
-    assert "MINIRES_THREADS: wanted a whole number" in doctor.threads()  # told, and the report goes on
+    assert "MINIRES_THREADS: expected a whole number" in doctor.threads()  # told, and the report goes on
 
 
 def test_blas_with_and_without_a_library_that_threadpoolctl_knows(monkeypatch):
@@ -393,7 +393,7 @@ def test_a_fault_in_any_operation_is_found(name, monkeypatch):
     [
         (wrong_output, "the output differs by 1.0e-03 of its largest number"),
         (not_a_number, "the output differs by nan of its largest number"),
-        (left_on_the_host, "TypeError: the output lies on cpu, wanted strict"),
+        (left_on_the_host, "TypeError: the output lies on cpu, expected strict"),
         (unsupported, "TypeError: Unsupported type <class 'numpy.ndarray'>"),
     ],
 )

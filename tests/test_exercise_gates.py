@@ -52,7 +52,7 @@ def test_the_solution_passes_soon(stem: str, exercise: Exercise):
     found = examine(exercise, make_solution(MASTERS[stem]), "solution.py")
     seconds = time.perf_counter() - start
     assert found.status == "solved", f"the master's solution is not right:\n{found.text}"
-    assert seconds < 10, f"the check took {seconds:.1f} s; wanted about one, and never over ten: use smaller cases"
+    assert seconds < 10, f"the check took {seconds:.1f} s; expected about one, and never over ten: use smaller cases"
 
 
 @pytest.mark.parametrize("stem, exercise, wrong", EACH_WRONG)
@@ -78,7 +78,7 @@ def test_a_wrong_answer_gets_its_diagnosis(stem: str, exercise: Exercise, wrong:
 @pytest.mark.parametrize("stem, exercise", EACH)
 def test_no_exercise_is_without_its_wrong_answers(stem: str, exercise: Exercise):
     mistakes = [wrong.mistake for wrong in WRONG[stem] if wrong.exercise == exercise.number]
-    assert len(mistakes) >= 5, f"{exercise.number} has {len(mistakes)} wrong answers, wanted 5 or more"
+    assert len(mistakes) >= 5, f"{exercise.number} has {len(mistakes)} wrong answers, expected 5 or more"
     assert len(set(mistakes)) == len(mistakes), f"two wrong answers of {exercise.number} have the same name"
 
 
@@ -98,9 +98,9 @@ def test_every_wrong_answer_belongs_to_an_exercise_and_every_folder_has_the_chap
 def test_numbers_hints_cases_and_docstrings(stem: str, exercise: Exercise):
     chapter = int(stem[2:4])
     assert exercise.number.split(".")[0] == str(chapter), f"{exercise.number} is not of chapter {chapter}"
-    assert len(exercise.hints) >= 3, f"{exercise.number} has {len(exercise.hints)} hints, wanted 3 or more"
+    assert len(exercise.hints) >= 3, f"{exercise.number} has {len(exercise.hints)} hints, expected 3 or more"
     words = [words for words, _ in exercise.cases()]
-    assert len(words) >= 3 and len(set(words)) == len(words), f"wanted 3 cases or more, no two alike: {words}"
+    assert len(words) >= 3 and len(set(words)) == len(words), f"expected 3 cases or more, no two alike: {words}"
     nodes = [n for n in ast.parse(MASTERS[stem]).body if getattr(n, "name", "") == exercise.name]
     assert nodes, f"the master has no function or class {exercise.name}"
     doc = ast.get_docstring(nodes[0]) or ""

@@ -74,7 +74,7 @@ def test_everything_about_a_wrong_answer_is_on_one_screen():
         "exercise 9.1 answer: wrong\n"
         "  the result: it follows no pattern that is known here\n"
         "  shape (2, 3), float64\n"
-        f"  worst at [1, 2]: yours {3 * x[1, 2] + 10:.6g}, wanted {3 * x[1, 2]:.6g}\n"
+        f"  worst at [1, 2]: yours {3 * x[1, 2] + 10:.6g}, expected {3 * x[1, 2]:.6g}\n"
         "  1 of 6 entries are wrong\n"
         "  case: not square (x float64 (2, 3), factor = 3.0)\n"
         "  wrong for: not square. right for: a square; float32\n"
@@ -90,17 +90,17 @@ def test_everything_about_a_wrong_answer_is_on_one_screen():
     "body, says",
     [
         ("pass", "it is None: is a `return` missing?"),
-        ("return (x * factor).tolist()", "wrong type: a list, wanted an array"),
-        ("return 'x'", "wrong type: a str, wanted an array"),
-        ("from minires import Tensor\nreturn Tensor(x * factor)", "wrong type: a Tensor, wanted an array"),
-        ("return x * factor, x", "wrong type: a tuple, wanted an array"),
-        ("return 3.0", "wrong type: a float, wanted an array"),
+        ("return (x * factor).tolist()", "wrong type: a list, expected an array"),
+        ("return 'x'", "wrong type: a str, expected an array"),
+        ("from minires import Tensor\nreturn Tensor(x * factor)", "wrong type: a Tensor, expected an array"),
+        ("return x * factor, x", "wrong type: a tuple, expected an array"),
+        ("return 3.0", "wrong type: a float, expected an array"),
         ("return 0 * x", "all zero"),
         ("return (x * factor).T", "transposed"),
         ("return -x * factor", "constant ratio -1"),
         ("return x * factor / 0", "NaN or infinity in 9 of 9 entries"),
-        ("return (x * factor)[:1]", "wrong shape: (1, 3), wanted (3, 3)"),
-        ("return (x * factor).astype(np.float64)", "wrong dtype: float64, wanted float32 ... wrong for: float32"),
+        ("return (x * factor)[:1]", "wrong shape: (1, 3), expected (3, 3)"),
+        ("return (x * factor).astype(np.float64)", "wrong dtype: float64, expected float32 ... wrong for: float32"),
         ("return np.sort((x * factor).ravel()).reshape(x.shape)", "the right numbers in another order"),
         ("x *= factor\nreturn x", "argument x: input modified: your answer changed x"),
         ("out = x * factor\nx.sort()\nreturn out", "argument x: input modified"),
@@ -117,25 +117,30 @@ def test_patterns(body, says):
 @pytest.mark.parametrize(
     "wanted, right, wrong, says",
     [
-        (3, ("3", "np.int64(3)"), "3.0", "wrong type: a float 3.0, wanted a whole number (int)"),
+        (3, ("3", "np.int64(3)"), "3.0", "wrong type: a float 3.0, expected a whole number (int)"),
         (3, ("3",), "4", "another number"),
-        (3, ("3",), "True", "wrong type: a bool, wanted an int"),
+        (3, ("3",), "True", "wrong type: a bool, expected an int"),
         (0.5, ("0.5", "np.float32(0.5)", "np.array(0.5)"), "0.25", "constant ratio 0.5"),
         (0.5, ("0.5",), "0.500001", "nearly right"),
         (0.5, ("0.5",), "float('nan')", "NaN or infinity"),
-        (0.5, ("0.5",), "np.array([0.5])", "wrong type: an array of shape (1,), wanted a float"),
+        (0.5, ("0.5",), "np.array([0.5])", "wrong type: an array of shape (1,), expected a float"),
         (0.0, ("0", "-0.0"), "1e-3", "another number"),
-        (True, ("True", "np.True_"), "1", "wrong type: an int, wanted a bool"),
+        (True, ("True", "np.True_"), "1", "wrong type: an int, expected a bool"),
         (True, ("True",), "False", "it is False, wanted True"),
-        ("same", ("'same'",), "'full'", "it is 'full', wanted 'same'"),
-        ((1.0, 2.0), ("(1.0, 2.0)", "[1, 2]"), "(1.0, 2.0, 3.0)", "wrong number of results: wanted 2 (dx, dw), got 3"),
-        ((1.0, 2.0), ("(1.0, 2.0)",), "1.0", "wrong number of results: wanted 2 (dx, dw), got a float"),
+        ("same", ("'same'",), "'full'", "it is 'full', expected 'same'"),
+        (
+            (1.0, 2.0),
+            ("(1.0, 2.0)", "[1, 2]"),
+            "(1.0, 2.0, 3.0)",
+            "wrong number of results: expected 2 (dx, dw), got 3",
+        ),
+        ((1.0, 2.0), ("(1.0, 2.0)",), "1.0", "wrong number of results: expected 2 (dx, dw), got a float"),
         ((1.0, 2.0), ("(1.0, 2.0)",), "(1.0, None)", "dw: it is None"),
         ((1.0, 2.0), ("(1.0, 2.0)",), "(1.0, 4.0)", "dw: constant ratio 2"),
         (np.array([True, False]), ("np.array([True, False])",), "np.array([False, False])", "all zero"),
-        (np.array([True, False]), ("np.array([True, False])",), "np.ones(2)", "wrong dtype: float64, wanted bool"),
+        (np.array([True, False]), ("np.array([True, False])",), "np.ones(2)", "wrong dtype: float64, expected bool"),
         (np.array([3, 1]), ("np.array([3, 1])", "np.array([3, 1], np.int32)"), "np.array([1, 3])", "reversed"),
-        (np.array([3, 1]), ("np.array([3, 1])",), "np.array([3.0, 1.0])", "wrong dtype: float64, wanted int"),
+        (np.array([3, 1]), ("np.array([3, 1])",), "np.array([3.0, 1.0])", "wrong dtype: float64, expected int"),
     ],
 )
 def test_results_of_every_kind(wanted, right, wrong, says):
@@ -167,7 +172,9 @@ def test_tensors_as_arguments_and_results():
     what = exercise(lambda t: Tensor(t.data * 2), one(Tensor(np.ones((2, 3)))))
     head = "from minires.tensor import Tensor\n"
     assert look_at(head + "return t * 2.0", what, "t").status == "solved"
-    assert "wrong type: an array of shape (2, 3), wanted a Tensor" in look_at("return t.data * 2", what, "t").diagnosis
+    assert (
+        "wrong type: an array of shape (2, 3), expected a Tensor" in look_at("return t.data * 2", what, "t").diagnosis
+    )
     assert "input modified: your answer changed t" in look_at("t.data *= 2\nreturn t", what, "t").diagnosis
 
 
@@ -348,7 +355,7 @@ def test_a_master_makes_stub_solution_and_wrong_answers():
 @pytest.mark.parametrize(
     "number, old, new, says",
     [
-        ("9.1", "x * factor * 2", "x", "old occurs 0 times in the solution, wanted once"),
+        ("9.1", "x * factor * 2", "x", "old occurs 0 times in the solution, expected once"),
         ("9.1", "x * ", "x", "old occurs 2 times"),
         ("9.1", "9.1: scale", "x", "old occurs 0 times"),  # it stands in the docstring only
         ("9.2", "return 1", "return 2", "old occurs 2 times"),
@@ -436,7 +443,7 @@ def test_check_one_exercise(tmp_path, monkeypatch, capsys, status_of):
     "arguments, says",
     [
         (("check", "9.9"), "there is no exercise '9.9'; there are 1.1, 1.2, "),
-        (("check", "1.1", "1.2"), "check: wanted one exercise, or --all with files and folders"),
+        (("check", "1.1", "1.2"), "check: expected one exercise, or --all with files and folders"),
         (("check", "--csv"), "--csv goes with --all"),
         (("check", "--all"), "check --all: wanted Python files, or folders with some"),
         (("check", "--all", "nowhere"), "check --all: nowhere is not there"),

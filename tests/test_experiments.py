@@ -248,7 +248,7 @@ def test_construction_wants_the_trained_net_first(tmp_path):
 
 def test_an_unknown_experiment_is_told(tmp_path, status_of, capsys):
     assert status_of("reproduce", "everything", "--out", tmp_path) == 2
-    assert "wanted all, one of degradation, depth, fast" in capsys.readouterr().err
+    assert "expected all, one of degradation, depth, fast" in capsys.readouterr().err
     with pytest.raises(ValueError, match="one run such as degradation/plain20, got 'fast/resnet56'"):
         reproduce("fast/resnet56", tmp_path)
 

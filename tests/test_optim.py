@@ -71,8 +71,8 @@ def test_a_step_leaves_gradients_alone_and_skips_parameters_without_one():
 @pytest.mark.parametrize(
     "options, told",
     [
-        ({"lr": -0.1}, "lr must be a number from 0 on"),
-        ({"lr": math.nan}, "lr must be a number from 0 on"),
+        ({"lr": -0.1}, "lr must be a non-negative number"),
+        ({"lr": math.nan}, "lr must be a non-negative number"),
         ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be"),
         ({"lr": 0.1, "momentum": 1.0}, "momentum must be in"),
         ({"lr": 0.1, "momentum": -0.1}, "momentum must be in"),

@@ -164,7 +164,7 @@ def test_confusion():
     assert colours[6][2] < colours[1][2] < colours[3][2] < 1  # 4 is stronger than 2, 2 than 1
     assert colours[2] == colours[8] == (1, 1, 1)
     plots.confusion(np.zeros((3, 3), int), ("cat", "dog", "ship"))
-    with pytest.raises(ValueError, match="shape .2, 3., wanted .3, 3."):
+    with pytest.raises(ValueError, match="shape .2, 3., expected .3, 3."):
         plots.confusion(np.zeros((2, 3), int), ("cat", "dog", "ship"))
 
 

@@ -218,8 +218,8 @@ BROKEN = {
     "gif": (lambda tmp_path: saved(tmp_path, "gif"), "not a PNG or JPEG picture; convert it"),
     "half a png": (lambda tmp_path: saved(tmp_path, "png")[:5000], "the picture is damaged"),
     "half a jpeg": (lambda tmp_path: saved(tmp_path, "jpg")[:2000], "the picture is damaged"),
-    "a bomb": (lambda tmp_path: png_that_claims(60_000, 60_000), "wanted at most 89 million pixels"),
-    "a smaller bomb": (lambda tmp_path: png_that_claims(10_000, 10_000), "wanted at most 89 million pixels"),
+    "a bomb": (lambda tmp_path: png_that_claims(60_000, 60_000), "expected at most 89 million pixels"),
+    "a smaller bomb": (lambda tmp_path: png_that_claims(10_000, 10_000), "expected at most 89 million pixels"),
 }
 
 

@@ -1012,7 +1012,7 @@ def test_a_function_of_arrays_agrees_with_its_slow_twin_or_says_what_is_wrong(na
     pairs = [laid_out(a.astype(dtype), data.draw(st.sampled_from(LAYOUTS))) for a in arrays]
     before = [memory.tobytes() for _, memory in pairs]
     if wrong:
-        with pytest.raises(ValueError, match=": wanted .*, got"):
+        with pytest.raises(ValueError, match=": expected .*, got"):
             call(find(name))
         return
     out = call(find(name), *(a for a, _ in pairs))

@@ -378,7 +378,7 @@ def test_evaluation_waits_for_nothing_until_its_end(monkeypatch):
 def test_labels_are_checked_on_the_host_before_they_go_to_the_device(tmp_path):
     data = shapes10(20, 8)
     data.train_labels[:] = 10
-    with counting() as made, pytest.raises(ValueError, match=r"labels: wanted 0\.\.9, got 10\.\.10"):
+    with counting() as made, pytest.raises(ValueError, match=r"labels: expected 0\.\.9, got 10\.\.10"):
         fit(
             Config.from_recipe("fast", model="resnet8", width=2, batch_size=10, epochs=1, device="strict"),
             tmp_path / "run",

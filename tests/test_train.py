@@ -206,9 +206,9 @@ def test_the_config_file_holds_every_setting_and_what_else_matters(whole):
     ],
 )
 def test_a_wrong_setting_is_told_by_name(setting, value):
-    with pytest.raises(ValueError, match=f"^{setting}: wanted .*{value!r}"):
+    with pytest.raises(ValueError, match=f"^{setting}: expected .*{value!r}"):
         Config(**{setting: value})
-    with pytest.raises(ValueError, match="^recipe: wanted one of fast, paper, got 'slow'"):
+    with pytest.raises(ValueError, match="^recipe: expected one of fast, paper, got 'slow'"):
         Config.from_recipe("slow")
 
 

@@ -285,14 +285,14 @@ WRONG = [  # the operation, its planted mistake, its inputs, what must be said
     (relu, "forward in place", ROWS, "relu: an input was overwritten: the forward pass changed x"),
     (relu, "upstream in place", ROWS, "relu: the upstream gradient was overwritten"),
     (relu, "0 / 0", ROWS, "for x (input 0): NaN or infinity in"),
-    (relu, "float32", ROWS, "for x (input 0): wrong dtype: float32, wanted float64"),
+    (relu, "float32", ROWS, "for x (input 0): wrong dtype: float32, expected float64"),
     (mul, "factor 2", PAIR, "for x (input 0): constant ratio 2:"),
     (mul, "sign", PAIR, "for y (input 1): constant ratio -1:"),
-    (mul, "not summed", PAIR, "wanted a gradient of shape (4,), got shape (3, 4)"),
+    (mul, "not summed", PAIR, "expected a gradient of shape (4,), got shape (3, 4)"),
     (mul, "swapped", [draw(3, 4), draw(3, 4, seed=2)], "for y (input 1): it follows no pattern"),
     (mul, "input in place", [draw(3, 4), draw(3, 4, seed=2)], "an input was overwritten: backward changed y"),
-    (mul, "one gradient short", PAIR, "mul: wanted a tuple of 2 gradients, one for each input, got 1"),
-    (mul, "None", PAIR, "wanted a gradient of shape (4,), got None"),
+    (mul, "one gradient short", PAIR, "mul: expected a tuple of 2 gradients, one for each input, got 1"),
+    (mul, "None", PAIR, "expected a gradient of shape (4,), got None"),
     (matmul, "dx transposed", [draw(4, 4), draw(4, 4, seed=2)], "for x (input 0): transposed: "),
     (matmul, "dx transposed", [draw(2, 4), draw(4, 3, seed=2)], "of shape (2, 4), got shape (4, 2)"),
     (matmul, "dy without x", [draw(4, 4), draw(4, 4, seed=2)], "for y (input 1): the upstream gradient came"),
@@ -322,7 +322,7 @@ WRONG = [  # the operation, its planted mistake, its inputs, what must be said
 ]
 WRONG_CONV = [  # the same with a stride and a padding
     ("stride ignored", 2, 0, "conv2d: wrong gradient for x (input 0): it follows no pattern"),
-    ("padding not cropped", 1, 1, "wanted a gradient of shape (2, 5, 6, 3), got shape (2, 7, 8, 3)"),
+    ("padding not cropped", 1, 1, "expected a gradient of shape (2, 5, 6, 3), got shape (2, 7, 8, 3)"),
     ("padding cropped at the end", 1, 1, "for x (input 0): shifted by 1 along axes (1, 2)"),
     ("border forgotten", 1, 1, "for x (input 0): only the borders are wrong"),
 ]

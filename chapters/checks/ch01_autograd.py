@@ -146,11 +146,11 @@ def run_order(topological_order, graph):
     knots = graph()
     order = topological_order(knots[-1])
     if not isinstance(order, list):
-        raise Mistake(f"wrong type: {kind(order)}, wanted a list")
+        raise Mistake(f"wrong type: {kind(order)}, expected a list")
     place = {}
     for i, knot in enumerate(order):
         if not isinstance(knot, Knot):
-            raise Mistake(f"entry {i} of the list is {kind(knot)}, wanted a value of the graph")
+            raise Mistake(f"entry {i} of the list is {kind(knot)}, expected a value of the graph")
         if knot in place:
             raise Mistake(f"{knot.name!r} stands in the list more than once")
         place[knot] = i
@@ -218,7 +218,7 @@ def run_tanh(tanh, x, grad):
     before, upstream = x.data.copy(), grad.copy()
     z = tanh(x)
     if not isinstance(z, Tensor):
-        raise Mistake(f"wrong type: it returns {kind(z)}, wanted a Tensor")
+        raise Mistake(f"wrong type: it returns {kind(z)}, expected a Tensor")
     if not np.array_equal(x.data, before):
         raise Mistake("input modified: the forward pass changed x.data")
     if z.node is None or z.node.parents != (x,):

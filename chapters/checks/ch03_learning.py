@@ -75,7 +75,7 @@ def run_sgd(sgd_step, start, grads, rates, momentum, weight_decay):
     for grad, lr in zip(grads, rates, strict=True):
         before, given = w.copy(), grad.copy()
         if sgd_step(w, given, velocity, lr, momentum, weight_decay) is not None:
-            raise Mistake("it returns something: wanted no return, w and velocity themselves change")
+            raise Mistake("it returns something: expected no return, w and velocity themselves change")
         if not np.array_equal(given, grad):
             raise Mistake("it writes into grad: build grad + weight_decay w as a new array")
         for name, array, old in (("w", w, before), ("velocity", velocity, 0 * before)):

@@ -31,7 +31,7 @@ def run_clip(clip_by_norm, gradients, max_norm):
     if unchanged and isinstance(got, tuple | list) and got and isinstance(got[0], tuple | list):
         if any(new is old for new, old in zip(got[0], gradients, strict=False)):
             raise Mistake(
-                "it returns an array that it was given: wanted new arrays, also where nothing is clipped; "
+                "it returns an array that it was given: expected new arrays, also where nothing is clipped; "
                 "g * 1.0 is a new one"
             )
     return got

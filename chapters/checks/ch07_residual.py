@@ -178,7 +178,7 @@ def block_run(answer, x, *layers):
     y = answer(x, *layers)
     for layer in given:
         if layer.calls != 1:
-            raise Mistake(f"{layer.name} was called {layer.calls} times, wanted once")
+            raise Mistake(f"{layer.name} was called {layer.calls} times, expected once")
     if isinstance(y, Tensor):
         if y.requires_grad:
             y.backward(np.ones(y.shape))

@@ -39,7 +39,7 @@ def run_rate(answer, step, total, lr=0.1, warmup=0):
     got, wanted = answer(step, total, lr, warmup), rate_reference(step, total, lr, warmup)
     for rate in (lr, lr / 10, lr / 100):
         if isinstance(got, float) and np.isclose(got, rate) and not np.isclose(got, wanted):
-            raise Mistake(f"at step {step} of {total} the rate is {rate:g}, wanted {wanted:g}")
+            raise Mistake(f"at step {step} of {total} the rate is {rate:g}, expected {wanted:g}")
     return got
 
 

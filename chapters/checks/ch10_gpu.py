@@ -22,7 +22,7 @@ def stays(result, made, device):
         names = ", ".join(made.uploads)
         raise Mistake(f"it takes an array from the host to the device ({names}); make it there")
     if device_of(result) != device:
-        raise Mistake(f"the result lies on {device_of(result)}, wanted {device}, where the input lies")
+        raise Mistake(f"the result lies on {device_of(result)}, expected {device}, where the input lies")
     return to_host(result)
 
 
@@ -142,7 +142,7 @@ def run_epoch(answer, steps, device):
     with strict.counting() as made:
         result = answer(arrays())
     if made.waits.total() > 2:
-        raise Mistake(f"it waits for the device {made.waits.total()} times in {len(steps)} steps; wanted 2 at most")
+        raise Mistake(f"it waits for the device {made.waits.total()} times in {len(steps)} steps; expected 2 at most")
     if isinstance(result, tuple) and any(hasattr(part, "dtype") and device_of(part) != "cpu" for part in result):
         raise Mistake("a figure is still an array of the device; float(x) at the very end makes it a number")
     return result

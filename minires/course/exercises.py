@@ -266,42 +266,42 @@ def _compare(
         if not isinstance(got, tuple | list) or len(got) != len(wanted):
             came = f"{len(got)} of them" if isinstance(got, tuple | list) else kind(got)
             parts = f" ({', '.join(names)})" if len(names) == len(wanted) else ""
-            return Finding("the result", f"wrong number of results: wanted {len(wanted)}{parts}, got {came}")
+            return Finding("the result", f"wrong number of results: expected {len(wanted)}{parts}, got {came}")
         parts_ = names if len(names) == len(wanted) else [f"{name}[{i}]" for i in range(len(wanted))]
         found = (_compare((n,), g, w, upstream, rtol) for n, g, w in zip(parts_, got, wanted, strict=True))
         return next(filter(None, found), None)
     if isinstance(wanted, Tensor):
         if not isinstance(got, Tensor):
-            return Finding(name, f"wrong type: {kind(got)}, wanted a Tensor")
+            return Finding(name, f"wrong type: {kind(got)}, expected a Tensor")
         return _compare(names, got.data, wanted.data, upstream, rtol)
     number = isinstance(wanted, Real) and not isinstance(wanted, bool | np.generic)
     if number and not isinstance(got, bool) and (isinstance(got, Real) or np.ndim(got) == np.size(got) - 1 == 0):
         if isinstance(wanted, Integral) and not isinstance(got, Integral):
-            return Finding(name, f"wrong type: {kind(got)} {got}, wanted a whole number (int)")
+            return Finding(name, f"wrong type: {kind(got)} {got}, expected a whole number (int)")
         got, wanted = np.asarray(float(got)), np.asarray(float(wanted))
     elif isinstance(wanted, np.ndarray | np.generic):
         if not isinstance(got, np.ndarray | np.generic):
-            return Finding(name, f"wrong type: {kind(got)}, wanted an array")
+            return Finding(name, f"wrong type: {kind(got)}, expected an array")
         got, wanted = np.asarray(got), np.asarray(wanted)
         if wanted.dtype.kind in "iub" and (got.dtype.kind in "iu") == (wanted.dtype.kind in "iu"):
             if got.dtype.kind in "iub":  # any size of integer will do
                 got, wanted = got.astype(np.float64), wanted.astype(np.float64)
     elif type(got) is not type(wanted) and not (isinstance(wanted, bool) and isinstance(got, np.bool_)):
-        return Finding(name, f"wrong type: {kind(got)}, wanted {kind(wanted)}")
+        return Finding(name, f"wrong type: {kind(got)}, expected {kind(wanted)}")
     else:
-        return None if got == wanted else Finding(name, f"it is {got!r}, wanted {wanted!r}")
+        return None if got == wanted else Finding(name, f"it is {got!r}, expected {wanted!r}")
 
     rtol = rtol or (1e-4 if wanted.dtype == np.float32 else 1e-6)
     pattern = diagnose(got, wanted, upstream, rtol=rtol, atol=rtol / 10)
     if not pattern:
         return None
-    shape = f"shape {got.shape}, wanted {wanted.shape}" if got.shape != wanted.shape else f"shape {wanted.shape}"
+    shape = f"shape {got.shape}, expected {wanted.shape}" if got.shape != wanted.shape else f"shape {wanted.shape}"
     figures = [] if not wanted.ndim or pattern.startswith("wrong shape") else [f"{shape}, {wanted.dtype}"]
     if got.shape == wanted.shape:
         miss = np.nan_to_num(np.abs(got - wanted.astype(np.float64)), nan=np.inf)
         at = np.unravel_index(np.argmax(miss), miss.shape)
         where = f"worst at [{', '.join(map(str, at))}]: " if wanted.ndim else ""
-        figures.append(f"{where}yours {got[at]:.6g}, wanted {wanted[at]:.6g}")
+        figures.append(f"{where}yours {got[at]:.6g}, expected {wanted[at]:.6g}")
         wrong = np.count_nonzero(miss > rtol / 10 + rtol * np.abs(wanted))
         if wanted.ndim:
             figures.append(f"{wrong} of {wanted.size} entries are wrong")
@@ -469,7 +469,9 @@ def make_wrong(master: str, exercises: list[Exercise], wrong: Wrong) -> str:
     blocks = [(begin, end) for begin, end, number in solutions(master, exercises) if number == wrong.exercise]
     found = sum("".join(lines[begin:end]).count(wrong.old) for begin, end in blocks)
     if found != 1 or wrong.old == wrong.new:
-        problem = "old and new are the same" if found == 1 else f"old occurs {found} times in the solution, wanted once"
+        problem = (
+            "old and new are the same" if found == 1 else f"old occurs {found} times in the solution, expected once"
+        )
         raise ValueError(f"wrong answer {wrong.mistake!r} of exercise {wrong.exercise}: {problem}: {wrong.old!r}")
     for begin, end in reversed(blocks):
         lines[begin:end] = ["".join(lines[begin:end]).replace(wrong.old, wrong.new)]

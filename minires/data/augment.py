@@ -57,7 +57,7 @@ def augment(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     offsets and N column offsets in 0..8, N flips.
     """
     if x.ndim != 4:
-        raise ValueError(f"augment: x has shape {x.shape}, wanted (N, H, W, C)")
+        raise ValueError(f"augment: x has shape {x.shape}, expected (N, H, W, C)")
     n, height, width, channels = x.shape
     padded = np.zeros((n, height + 2 * PAD, width + 2 * PAD, channels), x.dtype)
     padded[:, PAD:-PAD, PAD:-PAD] = x

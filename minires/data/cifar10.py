@@ -108,7 +108,7 @@ def load_cifar10(path: str | Path) -> Dataset:
         images[rows] = planes.reshape(PER_BATCH, 3, 32, 32).transpose(0, 2, 3, 1)
     missing = [name for batch, name in enumerate(BATCHES) if batch not in seen]
     if missing:
-        raise DataError(f"{path}: wanted six batches, {', '.join(missing)} not found; {MEND}")
+        raise DataError(f"{path}: expected six batches, {', '.join(missing)} not found; {MEND}")
     cut = 5 * PER_BATCH
     return Dataset("cifar10", images[:cut], labels[:cut], images[cut:], labels[cut:], CLASSES)
 
@@ -116,9 +116,9 @@ def load_cifar10(path: str | Path) -> Dataset:
 def _check_size(where: str, name: str, size: int) -> None:
     """Before anything is read, so that a file of any size costs nothing."""
     if name.endswith(".bin") and size != BIN_BYTES:
-        raise DataError(f"{where}: wanted {BIN_BYTES:,} bytes, came {size:,}; {MEND}")
+        raise DataError(f"{where}: expected {BIN_BYTES:,} bytes, came {size:,}; {MEND}")
     if size > MAX_PICKLE_BYTES:
-        raise DataError(f"{where}: wanted at most {MAX_PICKLE_BYTES:,} bytes, came {size:,}; {MEND}")
+        raise DataError(f"{where}: expected at most {MAX_PICKLE_BYTES:,} bytes, came {size:,}; {MEND}")
 
 
 def _read_folder(folder: Path) -> Iterator[tuple[str, str, bytes]]:
@@ -170,7 +170,7 @@ def _read_archive(path: Path) -> Iterator[tuple[str, str, bytes]]:
                         continue
                     where, name = f"{path}: {member.name}", member.name.split("/")[1]
                     if not member.isreg():
-                        raise DataError(f"{member.name} is a link or a folder, wanted a file")
+                        raise DataError(f"{member.name} is a link or a folder, expected a file")
                     _check_size(where, name, member.size)
                     unpacked.seek(member.offset_data)
                     unpacked.limit = member.size
@@ -242,14 +242,14 @@ def _array(piece: Any) -> np.ndarray:
     _, shape, dtype, fortran, raw = piece.state
     kind = dtype.args[0]
     if shape != (PER_BATCH, IMAGE_BYTES) or kind not in ("u1", b"u1") or type(raw) is not bytes:
-        raise DataError(f"wanted u1 pixels of shape {(PER_BATCH, IMAGE_BYTES)}, came {kind} {shape}")
+        raise DataError(f"expected u1 pixels of shape {(PER_BATCH, IMAGE_BYTES)}, came {kind} {shape}")
     return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
 def _check_labels(labels: np.ndarray, where: str) -> np.ndarray:
     if labels.shape != (PER_BATCH,) or labels.min() < 0 or labels.max() > 9:
         came = f"{labels.size:,} from {labels.min()} to {labels.max()}" if labels.size else "none"
-        raise DataError(f"{where}: wanted {PER_BATCH:,} labels from 0 to 9, came {came}; {MEND}")
+        raise DataError(f"{where}: expected {PER_BATCH:,} labels from 0 to 9, came {came}; {MEND}")
     return labels
 
 

@@ -255,7 +255,7 @@ def forward_and_backward(op: Callable[..., Tensor], arrays: list[np.ndarray], de
     inputs = [Tensor(to_device(a, device), requires_grad=True) for a in arrays]
     out = op(*inputs)
     if device_of(out.data) != device:
-        raise TypeError(f"the output lies on {device_of(out.data)}, wanted {device}")
+        raise TypeError(f"the output lies on {device_of(out.data)}, expected {device}")
     upstream = np.random.default_rng(1).standard_normal(out.shape, np.float32)
     out.backward(to_device(upstream, device))
     return [to_host(out.data), *[to_host(t.grad) for t in inputs]]
@@ -275,7 +275,7 @@ def compare_training(device: str, batch: int) -> str:
 def difference(right: np.ndarray, here: np.ndarray, limit: float) -> str:
     """How `here` differs from `right`, if it does by more than `limit` of the largest number."""
     if (here.shape, here.dtype) != (right.shape, right.dtype):
-        return f"is {here.dtype} of shape {here.shape}, wanted {right.dtype} of shape {right.shape}"
+        return f"is {here.dtype} of shape {here.shape}, expected {right.dtype} of shape {right.shape}"
     gap = np.abs(here - right).max() / (np.abs(right).max() or 1)
     return "" if gap <= limit else f"differs by {gap:.1e} of its largest number, allowed is {limit:.0e}"  # NaN too
 

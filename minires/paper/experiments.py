@@ -248,7 +248,7 @@ def reproduce(
     asked = [run for run in runs if name in ("all", run, run.partition("/")[0])]
     if not asked:
         raise ValueError(
-            f"reproduce: wanted all, one of {', '.join(EXPERIMENTS)}, or one run such as "
+            f"reproduce: expected all, one of {', '.join(EXPERIMENTS)}, or one run such as "
             f"{next(iter(runs))}, got {name!r}"
         )
     deadline, data = time.monotonic() + 3600 * hours, cache(lambda: open_data("cifar10", data_dir))

@@ -461,7 +461,7 @@ def fill(text: str, results: Path, folder: str = "") -> str:
     def table(mark: re.Match[str]) -> str:
         name = mark[2]
         if name not in TABLES:
-            raise ValueError(f"there is no table {name!r}; wanted one of {', '.join(TABLES)}")
+            raise ValueError(f"there is no table {name!r}; expected one of {', '.join(TABLES)}")
         parts = [mark[1], TABLES[name](results) or "Not run yet."]
         for figure, shows in FIGURES.get(name, {}).items():
             if (results / f"{figure}.png").exists():

@@ -135,7 +135,7 @@ def _info(file: Any) -> dict[str, Any]:
         raise ValueError(f"info is {len(text)} bytes of JSON, at most {MAX_INFO_BYTES} are read")
     info = json.loads(text)
     if not isinstance(info, dict):
-        raise ValueError(f"info is a JSON {type(info).__name__}, wanted an object")
+        raise ValueError(f"info is a JSON {type(info).__name__}, expected an object")
     return info
 
 
@@ -174,10 +174,10 @@ def load_torch_weights(model: Module, source: FileName | Mapping[str, Any]) -> N
     elif Path(source).suffix in (".pth", ".th", ".pt"):
         state, told = _read_with_torch(Path(source)), str(source)
     else:
-        raise CheckpointError(f"{source}: wanted a .safetensors, .pth, .th or .pt file, or a dict of arrays")
+        raise CheckpointError(f"{source}: expected a .safetensors, .pth, .th or .pt file, or a dict of arrays")
     state = state.get("state_dict", state)
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{told}: state_dict is a {type(state).__name__}, wanted a dict of arrays")
+        raise CheckpointError(f"{told}: state_dict is a {type(state).__name__}, expected a dict of arrays")
     arrays = {str(name): _as_array(value, f"{told}: {name}") for name, value in state.items()}
     _fill(model, {name: array.shape for name, array in arrays.items()}, arrays.__getitem__, told)
 
@@ -200,7 +200,7 @@ def _read_with_torch(path: Path) -> Mapping[str, Any]:
         why = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: damaged, or holds more than weights; PyTorch says: {why}") from error
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, wanted a dict of tensors")
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a dict of tensors")
     return state
 
 
@@ -249,14 +249,14 @@ def _fill(
     faults = [f"{name} is missing" for name in wanted if name not in theirs]
     faults += [f"{name} is left over" for name in theirs if name not in wanted]
     came = {name: shapes[theirs[name]] for name in wanted if name in theirs}
-    faults += [f"{name} is {s}, wanted {wanted[name]}" for name, s in came.items() if s != wanted[name]]
+    faults += [f"{name} is {s}, expected {wanted[name]}" for name, s in came.items() if s != wanted[name]]
     if faults:
         raise CheckpointError(f"{told}: does not fit this net: {'; '.join(faults)}")
     arrays = {}
     for name, own in mine.items():
         array = read(theirs[name])
         if array.dtype.kind != "f":
-            raise CheckpointError(f"{told}: {name} holds {array.dtype}, wanted floating-point numbers")
+            raise CheckpointError(f"{told}: {name} holds {array.dtype}, expected floating-point numbers")
         arrays[name] = _from_torch(array).astype(own.dtype)
     net.load_state_dict(arrays)
 

@@ -45,7 +45,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(f"{path}: not a PNG or JPEG picture; convert it to one of them") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         most = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise ValueError(f"{path}: wanted at most {most} million pixels; make the picture smaller") from None
+        raise ValueError(f"{path}: expected at most {most} million pixels; make the picture smaller") from None
     except Exception as error:  # a damaged file can make Pillow raise anything
         raise ValueError(f"{path}: the picture is damaged: {error}") from error
     white = Image.new("RGBA", picture.size, "white")

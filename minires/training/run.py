@@ -76,14 +76,14 @@ class Config:
     def from_recipe(cls, recipe: str = "fast", **settings: Any) -> Config:
         """A recipe's settings, some of them changed."""
         if recipe not in RECIPES:
-            raise ValueError(f"recipe: wanted one of {', '.join(RECIPES)}, got {recipe!r}")
+            raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
         return cls(**{"recipe": recipe, **RECIPES[recipe], **settings})
 
     def __post_init__(self) -> None:
         def want(words: str, is_right: Callable[[Any], bool], *names: str) -> None:
             for name in names:
                 if not is_right(getattr(self, name)):
-                    raise ValueError(f"{name}: wanted {words}, got {getattr(self, name)!r}")
+                    raise ValueError(f"{name}: expected {words}, got {getattr(self, name)!r}")
 
         for name, choices in (
             ("data", DATA),
@@ -92,12 +92,12 @@ class Config:
             ("normalise", ("channels", "pixel_mean")),
         ):
             want(f"one of {', '.join(choices)}", choices.__contains__, name)
-        want("a whole number from 1 on", lambda n: type(n) is int and n > 0, "batch_size", "width")
-        want("a whole number from 1 on", lambda n: n is None or (type(n) is int and n > 0), "epochs", "threads")
-        want("a whole number from 0 on", lambda n: type(n) is int and n >= 0, "seed")
-        want("a number above 0", lambda x: isinstance(x, int | float) and 0 < x < 1e308, "lr")
+        want("a positive integer", lambda n: type(n) is int and n > 0, "batch_size", "width")
+        want("a positive integer", lambda n: n is None or (type(n) is int and n > 0), "epochs", "threads")
+        want("a non-negative integer", lambda n: type(n) is int and n >= 0, "seed")
+        want("a positive number", lambda x: isinstance(x, int | float) and 0 < x < 1e308, "lr")
         want(
-            "a number from 0 on",
+            "a non-negative number",
             lambda x: isinstance(x, int | float) and 0 <= x < 1e308,
             "momentum",
             "weight_decay",
@@ -368,7 +368,7 @@ class Run:
         for (name, _), velocity in zip(self.net.named_parameters(), self.opt.velocity, strict=True):
             array = arrays[f"velocity.{name}"]
             if array.shape != velocity.shape:
-                raise ValueError(f"{path}: velocity.{name} is {array.shape}, wanted {velocity.shape}")
+                raise ValueError(f"{path}: velocity.{name} is {array.shape}, expected {velocity.shape}")
             velocity[...] = to_device(array, self.config.device)
         for name, dropout in self.dropouts():
             dropout.calls = int(info["dropout_calls"][name])
@@ -452,7 +452,7 @@ def read_config(out: str | Path, **changes: Any) -> Config:
     if not path.is_file():
         raise RunError(f"{out} holds no run: {CONFIG} is missing")
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise RunError(f"{path}: wanted at most {MAX_CONFIG_BYTES:,} bytes, came {path.stat().st_size:,}")
+        raise RunError(f"{path}: expected at most {MAX_CONFIG_BYTES:,} bytes, came {path.stat().st_size:,}")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["config"]
         return Config(**{**settings, **changes})

@@ -154,28 +154,28 @@ WRONG = [
         "                queue.append(parent)\n            order.append(parent)\n    return order[::-1]\n",
         "'x' stands after 'w', which was made from it. wrong for: a shortcut around two. right for: ",
     ),
-    Wrong("1.2", "the set returned", "return order", "return seen", "wrong type: a set, wanted a list"),
+    Wrong("1.2", "the set returned", "return order", "return seen", "wrong type: a set, expected a list"),
     # ---- 1.3
     Wrong(
         "1.3",
         "nothing summed",
         "    grad = grad.sum(axis=front)\n",
         "    return grad\n",
-        "wrong shape: (4, 3), wanted (3,). wrong for: a new axis in front",
+        "wrong shape: (4, 3), expected (3,). wrong for: a new axis in front",
     ),
     Wrong(
         "1.3",
         "only new axes",
         "return grad.sum(axis=stretched, keepdims=True)",
         "return grad",
-        "wrong shape: (4, 3), wanted (4, 1). wrong for: an axis stretched",
+        "wrong shape: (4, 3), expected (4, 1). wrong for: an axis stretched",
     ),
     Wrong(
         "1.3",
         "keepdims forgotten",
         "return grad.sum(axis=stretched, keepdims=True)",
         "return grad.sum(axis=stretched)",
-        "wrong shape: (4,), wanted (4, 1)",
+        "wrong shape: (4,), expected (4, 1)",
     ),
     Wrong(
         "1.3",
@@ -203,14 +203,14 @@ WRONG = [
         "only one new axis",
         "grad = grad.sum(axis=front)",
         "grad = grad.sum(axis=0) if front else grad",
-        "wrong shape: (5, 3), wanted (3,). wrong for: two new axes",
+        "wrong shape: (5, 3), expected (3,). wrong for: two new axes",
     ),
     Wrong(
         "1.3",
         "axes matched from the left",
         "front = tuple(range(grad.ndim - len(shape)))",
         "front = tuple(range(len(shape), grad.ndim))",
-        "wrong shape: (4,), wanted (3,). wrong for: a new axis in front",
+        "wrong shape: (4,), expected (3,). wrong for: a new axis in front",
     ),
     Wrong(
         "1.3",
@@ -239,7 +239,7 @@ WRONG = [
         "float64 hard-wired",
         "    grad = grad.sum(axis=front)\n",
         "    grad = grad.sum(axis=front, dtype=np.float64)\n",
-        "wrong dtype: float64, wanted float32",
+        "wrong dtype: float64, expected float32",
     ),
     Wrong(
         "1.3",
@@ -266,7 +266,7 @@ WRONG = [
         "no tuple",
         "return (grad * (1 - z * z),)",
         "return grad * (1 - z * z)",
-        "backward of tanh: wanted a tuple of 1 gradients",
+        "backward of tanh: expected a tuple of 1 gradients",
     ),
     Wrong(
         "1.4",
@@ -287,7 +287,7 @@ WRONG = [
         "float32 hard-wired",
         "np.tanh(x.data)",
         "np.tanh(x.data).astype(np.float32)",
-        "z: wrong dtype: float32, wanted float64",
+        "z: wrong dtype: float32, expected float64",
     ),
     Wrong(
         "1.4",
@@ -308,6 +308,6 @@ WRONG = [
         "an array returned",
         'return Tensor.from_op(z, (x,), backward, "tanh")',
         "return z",
-        "wrong type: it returns an array of shape (2, 3), wanted a Tensor",
+        "wrong type: it returns an array of shape (2, 3), expected a Tensor",
     ),
 ]

@@ -103,7 +103,7 @@ WRONG = [
         "the largest only",
         "return np.abs(a - b) / np.where(size == 0, 1, size)",
         "return (np.abs(a - b) / np.where(size == 0, 1, size)).max()",
-        "wrong shape: (), wanted (2,)",
+        "wrong shape: (), expected (2,)",
     ),
     Wrong(
         "2.2",
@@ -203,7 +203,7 @@ WRONG = [
         "an array of numbers",
         "np.zeros(x.shape, bool)",
         "np.zeros(x.shape)",
-        "wrong dtype: float64, wanted bool",
+        "wrong dtype: float64, expected bool",
     ),
     Wrong(
         "2.4",

@@ -103,7 +103,7 @@ WRONG = [
         "always float64",
         "shifted = scores -",
         "scores = scores.astype(np.float64)\n    shifted = scores -",
-        "wrong dtype: float64, wanted float32. wrong for: float32",
+        "wrong dtype: float64, expected float32. wrong for: float32",
     ),
     # ---- 3.2
     Wrong(
@@ -176,7 +176,7 @@ WRONG = [
         "always float64",
         "grad = np.exp(log_p)",
         "grad = np.exp(log_p.astype(np.float64))",
-        "gradient for scores: wrong dtype: float64, wanted float32. wrong for: float32",
+        "gradient for scores: wrong dtype: float64, expected float32. wrong for: float32",
     ),
     Wrong(
         "3.2",
@@ -297,13 +297,13 @@ WRONG = [
         "(np.prod(shape[:-1]) + np.prod(shape[:-2]) * shape[-1]) / 2",
         "wrong for: a linear layer with more outputs ... right for: a square linear layer",
     ),
-    Wrong("3.4", "float64", ".astype(np.float32)", "", "wrong dtype: float64, wanted float32"),
+    Wrong("3.4", "float64", ".astype(np.float32)", "", "wrong dtype: float64, expected float32"),
     Wrong("3.4", "uniform", "rng.standard_normal(shape)", "rng.uniform(-1, 1, shape)", "it follows no pattern"),
     Wrong(
         "3.4",
         "axes turned",
         "rng.standard_normal(shape)",
         "rng.standard_normal(shape[::-1])",
-        "wrong shape: (40, 5), wanted (5, 40). wrong for: a linear layer with more outputs",
+        "wrong shape: (40, 5), expected (5, 40). wrong for: a linear layer with more outputs",
     ),
 ]

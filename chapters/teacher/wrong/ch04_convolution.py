@@ -19,7 +19,7 @@ WRONG = [
         "-(-(size + 2 * padding - kernel) // stride)",
         "wrong for: stride 2, a pixel left over",
     ),
-    Wrong("4.1", "not rounded", "//", "/", "wrong type: a float 3.0, wanted a whole number"),
+    Wrong("4.1", "not rounded", "//", "/", "wrong type: a float 3.0, expected a whole number"),
     Wrong("4.1", "stride ignored", " // stride", "", "wrong for: stride 2, which fits exactly"),
     Wrong("4.1", "kernel not taken away", "padding - kernel", "padding - 1", "wrong for: a kernel on a row"),
     Wrong(
@@ -65,7 +65,7 @@ WRONG = [
         "the right numbers in another order ... wrong for: one square image",
     ),
     Wrong("4.2", "the first image for all", "= padded[:, a", "= padded[:1, a", "wrong for: several images"),
-    Wrong("4.2", "float64 hard-wired", "kw, c), x.dtype)", "kw, c))", "wrong dtype: float64, wanted float32"),
+    Wrong("4.2", "float64 hard-wired", "kw, c), x.dtype)", "kw, c))", "wrong dtype: float64, expected float32"),
     Wrong(
         "4.2",
         "the last column of the kernel forgotten",
@@ -239,7 +239,7 @@ WRONG = [
         "float64 hard-wired",
         "width + 2 * padding, c), grad.dtype)",
         "width + 2 * padding, c))",
-        "wrong dtype: float64, wanted float32",
+        "wrong dtype: float64, expected float32",
     ),
     Wrong(
         "4.5",

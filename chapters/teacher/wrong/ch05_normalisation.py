@@ -64,7 +64,7 @@ WRONG = [
         "given arrays returned",
         "    return [g * scale for g in gradients], norm",
         "    if norm <= max_norm:\n        return gradients, norm\n    return [g * scale for g in gradients], norm",
-        "it returns an array that it was given: wanted new arrays, also where nothing is clipped ... "
+        "it returns an array that it was given: expected new arrays, also where nothing is clipped ... "
         "wrong for: one gradient that is short enough",
     ),
     Wrong(
@@ -72,7 +72,7 @@ WRONG = [
         "float64 hard-wired",
         "[g * scale for g in gradients]",
         "[np.float64(scale) * g for g in gradients]",
-        "wrong dtype: float64, wanted float32",
+        "wrong dtype: float64, expected float32",
     ),
     Wrong("5.2", "mean over the first axis only", "axes = tuple(range(x.ndim - 1))", "axes = 0", "wrong for: pictures"),
     Wrong(
@@ -128,7 +128,7 @@ WRONG = [
         "float64 hard-wired",
         "mean = x.mean(axis=axes)",
         "mean = x.mean(axis=axes, dtype=np.float64)",
-        "wrong dtype: float64, wanted float32",
+        "wrong dtype: float64, expected float32",
     ),
     Wrong(
         "5.3",
@@ -331,6 +331,6 @@ WRONG = [
         "float64 hard-wired",
         "np.sqrt(var + eps)",
         "np.sqrt(var.astype(np.float64) + eps)",
-        "wrong dtype: float64, wanted float32",
+        "wrong dtype: float64, expected float32",
     ),
 ]

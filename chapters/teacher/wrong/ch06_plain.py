@@ -8,14 +8,14 @@ WRONG = [
         "n convolutions a stage, not n blocks",
         "range(2 * n)",
         "range(n)",
-        "wrong number of results: wanted 7, got 4 of them",
+        "wrong number of results: expected 7, got 4 of them",
     ),
     Wrong(
         "6.1",
         "the linear layer counted as a convolution",
         "n = (depth - 2) // 6",
         "n = (depth - 1) // 6 + 1",
-        "wrong number of results: wanted 7",
+        "wrong number of results: expected 7",
     ),
     Wrong(
         "6.1",
@@ -75,23 +75,23 @@ WRONG = [
         "the first convolution forgotten",
         "layers = [(3, width, 1, size)]",
         "layers = []",
-        "wrong number of results: wanted 7, got 6 of them",
+        "wrong number of results: expected 7, got 6 of them",
     ),
     Wrong("6.1", "grey images", "(3, width, 1, size)", "(1, width, 1, size)", "constant ratio 0.333333"),
-    Wrong("6.1", "a float for a whole number", "size // stride", "size / stride", "wanted a whole number"),
+    Wrong("6.1", "a float for a whole number", "size // stride", "size / stride", "expected a whole number"),
     Wrong(
         "6.2",
         "test error alone",
         "deep[0] > shallow[0]",
         "deep[1] > shallow[1]",
-        "it is 'degradation', wanted 'overfitting'",
+        "it is 'degradation', expected 'overfitting'",
     ),
     Wrong(
         "6.2",
         "the two words swapped",
         '"degradation"\n    if deep[1] > shallow[1]:\n        return "overfitting"',
         '"overfitting"\n    if deep[1] > shallow[1]:\n        return "degradation"',
-        "it is 'overfitting', wanted 'degradation'",
+        "it is 'overfitting', expected 'degradation'",
     ),
     Wrong(
         "6.2",
@@ -100,7 +100,7 @@ WRONG = [
         '        return "overfitting"',
         'if deep[1] > shallow[1]:\n        return "overfitting"\n    if deep[0] > shallow[0]:\n'
         '        return "degradation"',
-        "it is 'overfitting', wanted 'degradation' ... wrong for: worse on both, the test error more so",
+        "it is 'overfitting', expected 'degradation' ... wrong for: worse on both, the test error more so",
     ),
     Wrong(
         "6.2",
@@ -121,7 +121,7 @@ WRONG = [
         "both errors must be worse",
         "if deep[0] > shallow[0]:",
         "if deep[0] > shallow[0] and deep[1] > shallow[1]:",
-        "it is 'no harm', wanted 'degradation' ... wrong for: worse in training, better on the test images",
+        "it is 'no harm', expected 'degradation' ... wrong for: worse in training, better on the test images",
     ),
     Wrong(
         "6.2",
@@ -192,7 +192,7 @@ WRONG = [
         "a list",
         "return np.array([np.sqrt((p.grad**2).sum()) for p in net.parameters() if p.ndim == 4], np.float64)",
         "return [np.sqrt((p.grad**2).sum()) for p in net.parameters() if p.ndim == 4]",
-        "wrong type: a list, wanted an array",
+        "wrong type: a list, expected an array",
     ),
     Wrong(
         "6.4",
@@ -225,7 +225,7 @@ WRONG = [
     Wrong("6.4", "zeros", "kernel[size // 2, size // 2] = np.eye(channels)", "pass", "all zero"),
     Wrong("6.4", "only right for 3x3", "size // 2, size // 2", "1, 1", "it stops with IndexError"),
     Wrong("6.4", "the middle row", "kernel[size // 2, size // 2]", "kernel[size // 2]", "wrong for: 3x3, one channel"),
-    Wrong("6.4", "float64", ", np.float32)", ")", "wrong dtype: float64, wanted float32"),
+    Wrong("6.4", "float64", ", np.float32)", ")", "wrong dtype: float64, expected float32"),
     Wrong(
         "6.4",
         "shared among the channels",
@@ -312,7 +312,7 @@ WRONG = [
         "float64 hard-wired",
         "np.sqrt(var + eps).astype(x.dtype)",
         "np.sqrt(var + eps).astype(np.float64)",
-        "gamma: wrong dtype: float64, wanted float32",
+        "gamma: wrong dtype: float64, expected float32",
     ),
     Wrong(
         "6.5",

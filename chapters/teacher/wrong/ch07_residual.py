@@ -75,7 +75,7 @@ WRONG = [
         "float64 hard-wired",
         "return dx, dw1, dw2",
         "return dx.astype(np.float64), dw1, dw2",
-        "dx: wrong dtype: float64, wanted float32",
+        "dx: wrong dtype: float64, expected float32",
     ),
     Wrong("7.2", "stride ignored", "x[:, ::stride, ::stride]", "x", "wrong shape ... wrong for: stride 2"),
     Wrong(
@@ -139,7 +139,9 @@ WRONG = [
         "y = np.resize(kept, (channels, *kept.shape[:3])).transpose(1, 2, 3, 0).copy()",
         "not zero where it should be ... wrong for: twice the channels",
     ),
-    Wrong("7.2", "float64 hard-wired", ", channels), x.dtype)", ", channels))", "wrong dtype: float64, wanted float32"),
+    Wrong(
+        "7.2", "float64 hard-wired", ", channels), x.dtype)", ", channels))", "wrong dtype: float64, expected float32"
+    ),
     Wrong(
         "7.2",
         "right only for square images",
@@ -207,7 +209,7 @@ WRONG = [
         "float64 hard-wired",
         "np.zeros(shape, grad.dtype)",
         "np.zeros(shape)",
-        "wrong dtype: float64, wanted float32",
+        "wrong dtype: float64, expected float32",
     ),
     Wrong("7.4", "stride ignored", "x[:, ::stride, ::stride]", "x", "wrong shape ... wrong for: stride 2"),
     Wrong(
@@ -260,7 +262,7 @@ WRONG = [
         "zero where it should not be",
     ),
     Wrong(
-        "7.4", "float64 hard-wired", ".astype(x.dtype)", ".astype(np.float64)", "wrong dtype: float64, wanted float32"
+        "7.4", "float64 hard-wired", ".astype(x.dtype)", ".astype(np.float64)", "wrong dtype: float64, expected float32"
     ),
     Wrong("7.5", "ReLU before the sum", "return relu(h + s)", "return relu(h) + s", "y: ... wrong for: x itself"),
     Wrong("7.5", "no ReLU behind the sum", "return relu(h + s)", "return h + s", "y: not zero where it should be"),
@@ -282,14 +284,14 @@ WRONG = [
         "s = x",
         "it stops with ValueError ... wrong for: option A on the shortcut; a projection on the shortcut. right",
     ),
-    Wrong("7.5", "the same norm twice", "bn2(conv2(h))", "bn1(conv2(h))", "bn1 was called 2 times, wanted once"),
-    Wrong("7.5", "the second norm forgotten", "bn2(conv2(h))", "conv2(h)", "bn2 was called 0 times, wanted once"),
+    Wrong("7.5", "the same norm twice", "bn2(conv2(h))", "bn1(conv2(h))", "bn1 was called 2 times, expected once"),
+    Wrong("7.5", "the second norm forgotten", "bn2(conv2(h))", "conv2(h)", "bn2 was called 0 times, expected once"),
     Wrong(
         "7.5",
         "the shortcut called twice",
         "return relu(h + s)",
         "return relu(h + (shortcut(x) if shortcut else s))",
-        "shortcut was called 2 times, wanted once",
+        "shortcut was called 2 times, expected once",
     ),
     Wrong(
         "7.5",
@@ -318,6 +320,6 @@ WRONG = [
         "an array in place of a Tensor",
         "return relu(h + s)",
         "return relu(h + s).data",
-        "wrong type: an array of shape (1, 4, 4, 3), wanted a Tensor",
+        "wrong type: an array of shape (1, 4, 4, 3), expected a Tensor",
     ),
 ]

@@ -214,7 +214,7 @@ WRONG = [
         "float64 hard-wired",
         "transpose(2, 3, 1, 0)",
         "transpose(2, 3, 1, 0).astype(np.float64)",
-        "wrong dtype: float64, wanted float32",
+        "wrong dtype: float64, expected float32",
     ),
     Wrong("9.5", "eps forgotten", "np.sqrt(var + eps)", "np.sqrt(var)", "w2: ... wrong for: an eps of 0.1 too"),
     Wrong("9.5", "no square root", "np.sqrt(var + eps)", "(var + eps)", "w2: ... wrong for: a variance too"),
@@ -258,6 +258,6 @@ WRONG = [
         "float64 hard-wired",
         "return w * scale,",
         "return w * scale.astype(np.float64),",
-        "w2: wrong dtype: float64, wanted float32",
+        "w2: wrong dtype: float64, expected float32",
     ),
 ]

@@ -25,7 +25,7 @@ WRONG = [
         "np.arange(len(labels))",
         "it takes an array from the host to the device",
     ),
-    Wrong("10.1", "float64", ", xp.float32)", ")", "wrong dtype: float64, wanted float32"),
+    Wrong("10.1", "float64", ", xp.float32)", ")", "wrong dtype: float64, expected float32"),
     Wrong(
         "10.1", "smoothing not shared out", "smoothing / classes", "label_smoothing", "wrong for: smoothing, with NumPy"
     ),
@@ -94,7 +94,7 @@ WRONG = [
         "float64 hard-wired",
         "xp.where(p > 0, p, 1)",
         "xp.where(p > 0, p, 1).astype(xp.float64)",
-        "wrong dtype: float64, wanted float32",
+        "wrong dtype: float64, expected float32",
     ),
     Wrong("10.3", "multiply-adds for FLOP", "2 * batch", "batch", "constant ratio 0.5"),
     Wrong("10.3", "numbers for bytes", "(4 * numbers)", "numbers", "constant ratio 4"),
@@ -167,7 +167,7 @@ WRONG = [
         "read at each step",
         "loss = loss + step_loss * n",
         "loss = loss + float(step_loss) * n",
-        "it waits for the device 5 times in 4 steps; wanted 2 at most ... right for: one step",
+        "it waits for the device 5 times in 4 steps; expected 2 at most ... right for: one step",
     ),
     Wrong(
         "10.5",
