@@ -5,7 +5,7 @@
 # - build, from nothing, an object that computes a formula and then finds the derivative of the result with respect to
 #   every number in it;
 # - say why gradients *add* where a value is used twice, and show what goes wrong if they don't;
-# - say in which order a graph has to be walked back, and write that walk without recursion;
+# - say in which order the backward pass must visit a graph, and write it without recursion;
 # - carry the idea from numbers to arrays, and undo broadcasting.
 #
 # **You need** Python with classes and `lambda`, the derivative of a product, and the chain rule. NumPy from section 7
@@ -43,8 +43,8 @@ plots.notebook_style()
 # A neural net is a formula with many knobs (its *parameters*) and one number at the end, the *loss*, that says how
 # badly it does. Learning means turning the knobs until the loss is small.
 #
-# Here is a net with a single knob $w$. It is shown the number 3, answers $3w$, and should have said 6. The loss is the
-# square of what is missing.
+# Here is a net with a single knob $w$. It is given the number 3, answers $3w$, and should have answered 6. The loss is
+# the square of the difference.
 
 
 # %%
@@ -68,45 +68,45 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# The slope is negative: turn the knob **up** and the loss goes down. The slope also says how steep the way is. That is
-# all that learning needs.
+# The slope is negative: turn the knob **up** and the loss goes down. The slope also says how steep the path is. That is
+# all we need for learning.
 #
-# We found it by nudging: two evaluations for one knob. With $P$ knobs that makes $2P$ evaluations of the whole net, for
-# a single step. How many knobs does a small residual net have?
+# We found it by nudging: two evaluations for one knob. With $P$ knobs that makes $2P$ evaluations of the entire net,
+# for a single step. How many knobs does a small residual net have?
 
 # %%
 net = mr.build("resnet20", seed=0)
 print(f"ResNet-20 has {sum(p.size for p in net.parameters()):,} parameters")
 
 # %% [markdown]
-# Nudging each of them is out of the question. This chapter builds the way out: **one** walk through the formula, from
-# its end to its beginning, finds **all** slopes together, for about the price of two more evaluations (section 8
+# Nudging each of them is out of the question. This chapter builds the alternative: **one** walk through the formula,
+# from its end to its beginning, finds **all** slopes together, for about the price of two more evaluations (section 8
 # measures it). It is called *reverse-mode automatic differentiation*, or *backpropagation*.
 #
 # ## 2. A number that remembers how it was made
 #
-# Let `w` be 2 and `x` be 3. After `y = w * x`, Python knows that `y` is 6. It has forgotten that `y` came from `w` and
-# `x`. To walk back, somebody has to remember.
+# Let `w` be 2 and `x` be 3. After `y = w * x`, Python knows that `y` is 6. It has forgotten that `y` was made from `w`
+# and `x`. To go backwards, something has to remember.
 #
 # So we wrap the number. A `Value` holds
 # - `data`, the number;
 # - `parents`, the values it was made from;
-# - `step`, a function that says what a change of the parents does to it. We come to that now;
-# - `grad`, where the answer will stand: how much the final result changes for a small change of this number.
+# - `step`, a function that says what a change in the parents does to it (more on that below);
+# - `grad`, where the answer will be: how much the final result changes for a small change in this number.
 #
 # What should `step` do? Take $z = x\,y$. Nudge $x$ by a little $h$:
 #
 # $$ (x + h)\,y = xy + h\,y $$
 #
-# So $z$ changes $y$ times as much as $x$ did. Suppose we know already that the final result $L$ changes $g$ times as
+# So $z$ changes $y$ times as much as $x$ did. Suppose we already know that the final result $L$ changes $g$ times as
 # much as $z$ does. Then it changes $g\,y$ times as much as $x$:
 #
 # $$ \frac{dL}{dx} = \underbrace{\frac{dL}{dz}}_{g}\,\frac{dz}{dx} = g\,y \qquad\text{and in the same way}\qquad
 # \frac{dL}{dy} = g\,x $$
 #
-# That is the chain rule. For $z = x + y$ a nudge comes through as it is: both parents get $g$.
+# That is the chain rule. For $z = x + y$ a nudge passes through unchanged: both parents get $g$.
 #
-# Every `step` is such a line: *from the gradient of what I made to the gradients of what I was made from.*
+# Every `step` is one such line: *from the gradient of what I made to the gradients of what I was made from.*
 
 
 # %%
@@ -118,7 +118,7 @@ class Value:
         self.grad = 0.0
         self.parents = parents
         self.step = step  # from the gradient of this value to one gradient for each parent
-        self.name = name  # of the operation, for the pictures
+        self.name = name  # of the operation, for the drawings
 
     def __add__(self, other):
         return Value(self.data + other.data, (self, other), lambda g: (g, g), "+")
@@ -128,7 +128,7 @@ class Value:
 
 
 # %% [markdown]
-# Now an expression leaves a trace. Python computes as always, and on the side the values link up to a **graph**. We can
+# Now an expression leaves a trace. Python computes as always, and meanwhile the values link up into a **graph**. We can
 # draw it.
 
 # %%
@@ -140,9 +140,9 @@ names = {"w": w, "x": x, "b": b, "k": k, "p": p, "s": s, "y": y}
 drawings.values(y, names=names)
 
 # %% [markdown]
-# Blue boxes were given, yellow ones were computed. Arrows run the way of the computation, left to right.
+# Blue boxes are inputs, yellow ones were computed. The arrows follow the computation, left to right.
 #
-# ## 3. The walk back, by hand
+# ## 3. The backward pass, by hand
 #
 # **Predict.** Put your finger on the last box. How much does `y` change when `y` changes? Then go left. What are the
 # gradients of `s`, `k`, `p`, `b`, `w`, `x`? Write down seven numbers before you run the next cell.
@@ -155,10 +155,10 @@ w.grad, x.grad = p.step(p.grad)  # p = w * x
 drawings.values(y, names=names)
 
 # %% [markdown]
-# Each line used one `step`, and each step needed to know only its own operation and the gradient that arrived. No step
-# has heard of the whole formula.
+# Each line used one `step`, and each step needed only its own operation and the gradient that arrived. No step knows
+# the entire formula.
 #
-# Are the numbers right? Nudge each of the four knobs and look.
+# Are the numbers right? Nudge each of the four knobs and compare.
 
 
 # %%
@@ -169,12 +169,12 @@ def formula(w, x, b, k):
 at = dict(w=2.0, x=3.0, b=-4.0, k=5.0)
 for name in at:
     up, down = (formula(**{**at, name: at[name] + h}) for h in (0.001, -0.001))
-    print(f"{name}: nudged {(up - down) / 0.002:7.3f}   walked back {names[name].grad:7.3f}")
+    print(f"{name}: nudged {(up - down) / 0.002:7.3f}   backward {names[name].grad:7.3f}")
 
 # %% [markdown]
-# ## 4. Let the computer walk: a first try
+# ## 4. Let the computer do it: a first try
 #
-# The hand's way looks like a recursion: write your gradient down, ask `step`, tell the parents.
+# What we did by hand looks like a recursion: store your gradient, ask `step`, pass the answers on to the parents.
 
 
 # %%
@@ -192,7 +192,7 @@ print("w, x, b, k:", [v.grad for v in (w, x, b, k)])
 # %% [markdown]
 # The same numbers as by hand. Are we done?
 #
-# **Predict.** `b = a + a`. If `a` goes up by 1, `b` goes up by how much? What will `walk_1` say?
+# **Predict.** `b = a + a`. If `a` goes up by 1, by how much does `b` go up? What will `walk_1` say?
 
 # %%
 a = Value(3.0)
@@ -201,7 +201,7 @@ walk_1(b)
 print("a.grad:", a.grad)
 
 # %% [markdown]
-# Wrong, and without a complaint. This is the most important line of the chapter, so let us look at it slowly.
+# Wrong, and without any complaint. This is the most important line of the chapter, so let us look at it slowly.
 
 # %%
 drawings.values(b, names={"a": a, "b": b})
@@ -221,8 +221,8 @@ drawings.values(b, names={"a": a, "b": b})
 #
 # ## 5. Second and third try: the diamond
 #
-# So we write `+=`, and pass on what we have. A test that is a little harder than `a + a`: a *diamond*, where two ways
-# part and meet again, with something behind it.
+# So we write `+=`, and pass on what we have. Here is a test that is a little harder than `a + a`: a *diamond*, where
+# two paths split and meet again, with one more value in front.
 
 
 # %%
@@ -261,9 +261,9 @@ print(f"nudging:                x.grad {by_nudging():5.0f}")
 
 # %% [markdown]
 # `walk_2` has the right number at `a`: 12 from `u` and 15 from `v`. But it passed on too much. When the letter from `u`
-# arrived it told `x` about 12. When the letter from `v` arrived it told `x` about 12 + 15: the 12 went out twice.
+# arrived, it sent 12 on to `x`. When the letter from `v` arrived, it sent 12 + 15: the 12 went out twice.
 #
-# The mend seems easy: pass on only what is **new**.
+# The fix seems easy: pass on only what is **new**.
 
 # %%
 calls = 0
@@ -283,7 +283,7 @@ walk_3(y)
 print(f"walk_3: a.grad {names['a'].grad:5g}   x.grad {x.grad:5g}   in {calls} calls")
 
 # %% [markdown]
-# Right at last. `walk_3` adds up every way that leads from `x` to `y`, one after the other. And there lies its trouble.
+# Right at last. `walk_3` adds up every path that leads from `x` to `y`, one after the other. And that is the problem.
 #
 # **Predict.** Here is a chain of sums, each of a value with itself. The graph of 20 of them has 21 values. How many
 # calls does `walk_3` make?
@@ -314,17 +314,17 @@ axes.set(xlabel="sums in the chain", ylabel="count (logarithmic)")
 axes.legend()
 plt.show()
 
-ways = 2**60
+paths = 2**60
 print(f"calls for 16 sums: {counted[-1]:,}")
-print(f"ways through 60 sums: {ways:,}")
-print(f"at a million ways a second: {ways / 1e6 / (365.25 * 24 * 3600):,.0f} years")
+print(f"paths through 60 sums: {paths:,}")
+print(f"at a million paths a second: {paths / 1e6 / (365.25 * 24 * 3600):,.0f} years")
 
 # %% [markdown]
 # Twice as many calls for every sum: $2^{n+1} - 1$. A residual block *is* such a fork, and ResNet-110 has 54 of them in
 # a row.
 #
-# There is one more trouble, and it has nothing to do with forks. A recursion is as deep as the graph. Python allows
-# about 1,000 calls inside each other. Here is a plain chain, one value after the other, as deep as the paper's deepest
+# There is one more problem, and it has nothing to do with forks. A recursion is as deep as the graph. Python allows
+# about 1,000 nested calls. Here is a plain chain, one value after the other, with as many values as the paper's deepest
 # net has layers:
 
 
@@ -344,14 +344,14 @@ except RecursionError as error:
     print("RecursionError:", error)
 
 # %% [markdown]
-# Three tries, four faults:
+# Three tries, four errors:
 #
-# | walk | what it does | fault |
+# | walk | what it does | error |
 # | --- | --- | --- |
 # | `walk_1` | overwrites | wrong as soon as a value is used twice |
-# | `walk_2` | adds, passes on the whole sum | wrong behind a fork |
-# | `walk_3` | adds, passes on what is new | right, but walks every *way*: exponential |
-# | all three | recursion | out of stack in a deep graph |
+# | `walk_2` | adds, passes on the total | wrong behind a fork |
+# | `walk_3` | adds, passes on what is new | right, but follows every *path*: exponential |
+# | all three | recursion | runs out of stack in a deep graph |
 #
 # ## 6. The right order
 #
@@ -362,11 +362,11 @@ except RecursionError as error:
 # property is a *topological order* of the graph, read backwards.
 #
 # How do we find one? List a value **after** all its parents have been listed. Then the list runs from the inputs to the
-# result, and its reverse is the order for the walk.
+# result, and its reverse is the order for the backward pass.
 #
 # To do this without recursion we keep a stack of our own. Each value is put on it twice:
 # - the first time it says *"first list my parents"*;
-# - the second time, when all above it on the stack is done, *"now list me"*.
+# - the second time, when everything above it on the stack is done, *"now list me"*.
 
 
 # %%
@@ -385,7 +385,7 @@ def topological_order(root):
 
 
 # %% [markdown]
-# Watch it work on the diamond. `a` is pushed by `u` and by `v`, and still it is listed once.
+# Watch it work on the diamond. `a` is pushed by `u` and by `v`, and still it is listed only once.
 
 
 # %% tags=["hide-input"]
@@ -413,11 +413,12 @@ x, y, names = diamond()
 show_the_stack(y, {value: name for name, value in {**names, "y": y}.items()})
 
 # %% [markdown]
-# Now the walk itself is three lines: go through the order backwards; ask `step`; **add** what it says to the parents.
+# Now the backward pass itself is three lines: go through the order in reverse; ask `step`; **add** the answers to the
+# parents' gradients.
 
 
 # %%
-def walk_back(root):
+def backward(root):
     root.grad = 1.0
     order = topological_order(root)[::-1]
     for value in order:
@@ -428,38 +429,38 @@ def walk_back(root):
 
 
 x, y, names = diamond()
-order = walk_back(y)
+order = backward(y)
 drawings.values(y, names={**names, "y": y}, order=order)
 
 # %% [markdown]
-# The black numbers are the order of the walk. Check it: every arrow leads from a **higher** number to a **lower** one.
-# The box of `a` is emptied after `u` and `v`.
+# The black numbers show the order of the backward pass. Check it: every arrow leads from a **higher** number to a
+# **lower** one. The box of `a` is emptied after `u` and `v`.
 #
-# The same walk on what killed the others:
+# The same code on what was too much for the others:
 
 # %%
 chain_of_60 = doubled(60)
-order = walk_back(chain_of_60)
+order = backward(chain_of_60)
 print(f"60 sums: {len(order)} values handled, gradient of the first {order[-1].grad:,.0f}")
 print("is that 2^60?", order[-1].grad == 2**60)
 
 deep = long_chain(1202)
-order = walk_back(deep)
+order = backward(deep)
 print(f"1,202 sums in a row: {len(order):,} values handled, gradient of the first {order[-1].grad:g}")
 
 # %% [markdown]
-# Each value once, whatever the number of ways, whatever the depth. That is the whole idea of backpropagation: **the
-# gradients of the ways are added up before they go on, not after.**
+# Each value once, however many paths there are, however deep the graph. That is the entire idea of backpropagation:
+# **the gradients of the paths are added up before they are passed on, not after.**
 #
 # > **Aside.** Why start at the end? One could also push a nudge *forward* through the graph: that gives the slope of
-# > everything with respect to **one** input, so $P$ inputs need $P$ walks. The walk back gives the slope of **one**
-# > result with respect to everything. A net has a million inputs to the formula and one loss.
+# > everything with respect to **one** input, so $P$ inputs need $P$ walks. The backward pass gives the slope of **one**
+# > result with respect to everything. A net's formula has a million inputs and one loss.
 #
 # ## 7. A net of numbers
 #
 # With one more operation we can build a small net: $\text{relu}(x) = \max(0, x)$. A nudge passes where $x > 0$ and is
-# stopped elsewhere, so its step is `g` or 0. We add it to the class (a class may be changed after it was made; that
-# saves printing it again).
+# stopped elsewhere, so its step is `g` or 0. We add it to the class (Python lets you extend a class later; that saves
+# printing it again).
 
 
 # %%
@@ -470,8 +471,8 @@ def relu(self):
 Value.relu = relu
 
 # %% [markdown]
-# The task: two kinds of points in the plane, a disc and a ring around it. No straight line parts them. The net has 8
-# hidden units, $\text{relu}(w_1x_1 + w_2x_2 + b)$ each, and adds them up with weights of their own. Its answer should
+# The task: two kinds of points in the plane, a disc and a ring around it. No straight line separates them. The net has
+# 8 hidden units, $\text{relu}(w_1x_1 + w_2x_2 + b)$ each, and adds them up with weights of their own. Its answer should
 # be $+1$ in the disc and $-1$ on the ring.
 
 # %%
@@ -498,8 +499,8 @@ def answer(x1, x2):
 def mean_squared_error():
     total = Value(0.0)
     for (x1, x2), target in zip(points, targets, strict=True):
-        missing = answer(x1, x2) + Value(-target)
-        total = total + missing * missing
+        error = answer(x1, x2) + Value(-target)
+        total = total + error * error
     return total * Value(1 / len(points))
 
 
@@ -507,10 +508,10 @@ loss = mean_squared_error()
 print(f"{len(parameters)} parameters; the graph of one loss has {len(topological_order(loss)):,} values")
 
 # %% [markdown]
-# `missing * missing`: a value used twice, once more.
+# `error * error`: once more a value that is used twice.
 #
-# Learning is now four lines: compute the loss, forget the old gradients, walk back, and turn every knob a little
-# **against** its slope.
+# Learning now takes four lines: compute the loss, clear the old gradients, run the backward pass, and turn every knob a
+# little **against** its slope.
 
 # %%
 losses = []
@@ -518,7 +519,7 @@ for _ in range(150):
     loss = mean_squared_error()
     for parameter in parameters:
         parameter.grad = 0.0
-    walk_back(loss)
+    backward(loss)
     for parameter in parameters:
         parameter.data -= 0.1 * parameter.grad
     losses.append(loss.data)
@@ -541,33 +542,38 @@ plane.legend(loc="upper left", framealpha=0.8, frameon=True)
 plt.show()
 
 # %% [markdown]
-# A few dozen lines, no library for gradients, and a net that learns. The border is made of straight pieces: each corner
-# lies where one of the hidden units switches on or off.
+# A few dozen lines, no library for gradients, and a net that learns. The border is made of straight pieces: at each
+# corner one of the hidden units switches on or off.
 #
 # ## 8. From numbers to arrays
 #
-# The engine is complete, and far too slow. How long does it take for one value, there and back? And how many would
+# The engine is complete, and far too slow. How long does one value take, forward and backward? And how many would
 # ResNet-20 need?
 
 # %%
-began = time.perf_counter()
-count = len(walk_back(mean_squared_error()))
-each = (time.perf_counter() - began) / count
+start = time.perf_counter()
+count = len(backward(mean_squared_error()))
+each = (time.perf_counter() - start) / count
 products = mr.summarise(net).total.multiply_adds
 print(f"{1e6 * each:.1f} microseconds for a value")
 print(f"ResNet-20 multiplies and adds {products:,} times for one image")
 print(f"at this speed that takes {2 * products * each / 60:.0f} minutes")
 
 # %% [markdown]
-# The mend: let a value hold a whole **array**. The graph then has a node for each *operation on arrays*, not for each
-# number, and NumPy does the inner loops. That is `mr.Tensor`, and it works as `Value` does:
+# The fix: let a value hold an entire **array**. The graph then has a node for each *operation on arrays*, not for each
+# number, and NumPy runs the inner loops. That is `mr.Tensor`, and it works as `Value` does:
 #
 # | here | in minires |
 # | --- | --- |
 # | `Value(data)` | `mr.Tensor(data, requires_grad=True)` |
-# | `parents`, `step`, `name` | `tensor.node`: `parents`, `backward`, `name` |
-# | `walk_back(y)` | `y.backward()` |
-# | `topological_order` | `topological_order` in `minires/tensor.py`, the same loop |
+# | `data` | `tensor.data` |
+# | `parents`, `step`, `name`, `grad` | `tensor.node`: `parents`, `backward`, `name`, `grad` |
+# | `topological_order(y)` | `topological_order(y.node)` in `minires/tensor.py`, the same loop |
+# | `backward(y)` | `y.backward()` |
+#
+# There is one difference. Our graph consists of values, and so it keeps every number that was ever computed. In minires
+# it consists of **nodes**, and a node holds no data. An array that no gradient formula needs is freed at once, even
+# while the graph is still there.
 
 # %%
 w = mr.Tensor([[1.0, -1.0, 0.0], [0.0, 2.0, 1.0]], requires_grad=True)  # (2, 3)
@@ -577,10 +583,10 @@ y = mr.relu(x @ w + b).sum()
 drawings.graph(y, names={"x": x, "w": w, "b": b})
 
 # %% [markdown]
-# The dashed box is a constant: no gradient is wanted for `x`, and none is computed.
+# The dashed box is a constant: `x` needs no gradient, and none is computed.
 #
 # What is the step of an operation on arrays? For an elementwise product nothing changes: it is the scalar rule, at
-# every place. Here is the real source. Compare it with `__mul__` above:
+# every position. Here is the real source. Compare it with `__mul__` above:
 
 # %%
 print(inspect.getsource(mr.Tensor.__mul__))
@@ -599,45 +605,45 @@ print(inspect.getsource(mr.Tensor.__mul__))
 # $$ \frac{dL}{dY_{kj}} = \sum_i X_{ik}\,G_{ij} \qquad\Longrightarrow\qquad dY = X^{\mathsf T} G $$
 #
 # You never have to learn this by heart. The gradient of $X$ has the shape of $X$, and there is only one way to multiply
-# $G$ and $Y$ that gives it.
+# $G$ and $Y$ that gives that shape.
 
 # %%
 X, Y = mr.Tensor(rng.normal(size=(4, 2)), requires_grad=True), mr.Tensor(rng.normal(size=(2, 3)), requires_grad=True)
 G = rng.normal(size=(4, 3))
-(X @ Y).backward(G)  # an array has no obvious "1" to start from: we say what arrives
+(X @ Y).backward(G)  # only a single number starts from 1: for an array, we say which gradient arrives
 print("dX = G Y^T:", X.grad.shape, np.allclose(X.grad, G @ Y.data.T))
 print("dY = X^T G:", Y.grad.shape, np.allclose(Y.grad, X.data.T @ G))
 print("and nudging agrees:", mr.gradcheck(lambda X, Y: X @ Y, [X, Y]))
 
 # %% [markdown]
-# Here is also the answer to what the walk back costs. Forward there was one matrix product, backward there are two of
-# the same size.
+# This also tells us what the backward pass costs. Forward there was one matrix product, backward there are two of the
+# same size.
 #
-# **Predict.** ResNet-20 has 269,722 parameters. How many times as long as the forward pass does the walk back take, for
-# all their gradients?
+# **Predict.** ResNet-20 has 269,722 parameters. How many times as long as the forward pass does the backward pass take,
+# for all their gradients?
 
 # %%
 images = mr.Tensor(rng.normal(size=(8, 32, 32, 3)).astype(np.float32))
 labels = np.arange(8)
 forward_seconds, backward_seconds = [], []
 for _ in range(5):
-    began = time.perf_counter()
+    start = time.perf_counter()
     loss = mr.cross_entropy(net(images), labels)
-    between = time.perf_counter()
+    middle = time.perf_counter()
     loss.backward()
-    forward_seconds.append(between - began)
-    backward_seconds.append(time.perf_counter() - between)
+    forward_seconds.append(middle - start)
+    backward_seconds.append(time.perf_counter() - middle)
 ratio = np.median(backward_seconds) / np.median(forward_seconds)
-print(f"the walk back takes {ratio:.1f} times as long as the way there")
+print(f"the backward pass takes {ratio:.1f} times as long as the forward pass")
 print(f"nudging every parameter up and down takes {2 * sum(p.size for p in net.parameters()):,} forward passes")
 
 # %% [markdown]
 # ## 9. Broadcasting, and how to undo it
 #
 # In `x @ w + b` a matrix of shape `(4, 3)` met a vector of shape `(3,)`. NumPy **broadcasts**: it acts as if the vector
-# stood in each of the four rows.
+# were repeated in each of the four rows.
 #
-# **Predict.** One number of `b` went up by $h$. How many numbers of the result moved?
+# **Predict.** One number of `b` goes up by $h$. How many numbers of the result move?
 
 
 # %% tags=["hide-input"]
@@ -653,34 +659,34 @@ def draw_grid(axes, array, left, top, title, colour, ghost=False):
 
 matrix, vector = np.arange(12).reshape(4, 3), np.array([10, 20, 30])
 upstream = np.array([[1, 2, 0], [3, 0, 1], [0, 1, 1], [2, 2, 5]])
-figure, (forward, backward) = plt.subplots(1, 2, figsize=(9, 3))
-for axes in (forward, backward):
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+for axes in (left, right):
     axes.set_axis_off()
     axes.set_aspect("equal")
-draw_grid(forward, matrix, 0, 4, "x (4, 3)", "#cfe3f1")
-draw_grid(forward, np.tile(vector, (4, 1)), 4.2, 4, "b (3,), copied", "#fbe3b5", ghost=True)
-draw_grid(forward, matrix + vector, 8.4, 4, "x + b (4, 3)", "#d9efe6")
+draw_grid(left, matrix, 0, 4, "x (4, 3)", "#cfe3f1")
+draw_grid(left, np.tile(vector, (4, 1)), 4.2, 4, "b (3,), copied", "#fbe3b5", ghost=True)
+draw_grid(left, matrix + vector, 8.4, 4, "x + b (4, 3)", "#d9efe6")
 for x_place, sign in ((3.6, "+"), (7.8, "=")):
-    forward.text(x_place, 2, sign, ha="center", va="center", fontsize=14)
-forward.set(xlim=(-0.3, 11.8), ylim=(-1.7, 5.2), title="forward: copy")
-draw_grid(backward, upstream, 0, 4, "gradient of x + b", "#d9efe6")
-draw_grid(backward, upstream, 5, 4, "gradient of x: the same", "#cfe3f1")
+    left.text(x_place, 2, sign, ha="center", va="center", fontsize=14)
+left.set(xlim=(-0.3, 11.8), ylim=(-1.7, 5.2), title="forward: copy")
+draw_grid(right, upstream, 0, 4, "gradient of x + b", "#d9efe6")
+draw_grid(right, upstream, 5, 4, "gradient of x: the same", "#cfe3f1")
 for j in range(3):
-    backward.annotate("", (j + 0.5, -0.55), (j + 0.5, -0.05), arrowprops={"arrowstyle": "-|>", "color": plots.INK})
-draw_grid(backward, upstream.sum(axis=0, keepdims=True), 0, -0.6, "", "#fbe3b5")
-backward.text(3.4, -1.1, "gradient of b: sums of the columns", va="center", fontsize=9)
-backward.set(xlim=(-0.3, 10.3), ylim=(-1.7, 5.2), title="backward: add")
+    right.annotate("", (j + 0.5, -0.55), (j + 0.5, -0.05), arrowprops={"arrowstyle": "-|>", "color": plots.INK})
+draw_grid(right, upstream.sum(axis=0, keepdims=True), 0, -0.6, "", "#fbe3b5")
+right.text(3.4, -1.1, "gradient of b: sums of the columns", va="center", fontsize=9)
+right.set(xlim=(-0.3, 10.3), ylim=(-1.7, 5.2), title="backward: add")
 plt.show()
 
 # %% [markdown]
-# Four moved, one in each row. Each number of `b` was **used four times**. That is `b = a + a` again, and the rule is
-# the same: gradients add.
+# Four, one in each row. Each number of `b` was **used four times**. That is `b = a + a` again, and the rule is the
+# same: gradients add.
 #
 # $$ z_{ij} = x_{ij} + b_j \qquad\Longrightarrow\qquad \frac{dL}{db_j} = \sum_i \frac{dL}{dz_{ij}} $$
 #
 # **Copying forward is adding backward.** NumPy may copy in two ways, and each is undone by a sum:
 #
-# | what NumPy does | example | the way back |
+# | what NumPy does | example | backward |
 # | --- | --- | --- |
 # | puts new axes in front | `(3,)` becomes `(4, 3)` | sum over the new axes; they vanish |
 # | stretches an axis of length 1 | `(4, 1)` becomes `(4, 3)` | sum over that axis, keep it with length 1 |
@@ -713,7 +719,7 @@ except RuntimeError as error:
     print(error)
 
 # %% [markdown]
-# Be glad of that check. Without it NumPy would go on helping, and your bias would grow a new axis:
+# Be glad of that check. Without it NumPy would keep "helping", and your bias would grow a new axis:
 
 # %%
 bias = np.zeros(3)
@@ -723,15 +729,15 @@ print("the bias has become", bias.shape)
 # %% [markdown]
 # ## 10. House rules of the engine
 #
-# Three things about `mr.Tensor` that will meet you in every chapter.
+# Here are three things about `mr.Tensor` that you will meet in every chapter.
 #
-# **Gradients add from call to call, too.** Two walks leave the sum. That is useful (two halves of a batch), and a trap
-# if you forget to clear them between steps.
+# **Gradients add from call to call, too.** After two backward passes you have the sum. That is useful (two halves of a
+# batch), and a trap if you forget to clear the gradients between steps.
 
 # %%
 a = mr.Tensor(3.0, requires_grad=True)
 (a * a).backward()
-print("after one walk: ", a.grad)
+print("after one pass: ", a.grad)
 (a * a).backward()
 print("after a second: ", a.grad)
 a.zero_grad()
@@ -739,8 +745,8 @@ a.zero_grad()
 print("cleared before: ", a.grad)
 
 # %% [markdown]
-# **The graph is used up.** The walk frees each node as soon as it has passed it, and with it the arrays it kept. That
-# is why training fits into memory. A second walk says so:
+# **The graph is used up.** The backward pass frees each node as soon as it is done with it, and with it the arrays it
+# kept. That is why training fits into memory. A second pass says so:
 
 # %%
 y = a * a
@@ -751,8 +757,8 @@ except RuntimeError as error:
     print(error)
 
 # %% [markdown]
-# **Where no gradient is wanted, no graph is made.** Testing a net inside `mr.no_grad()` costs no memory for the way
-# back.
+# **Where no gradient is wanted, no graph is made.** Testing a net inside `mr.no_grad()` costs no memory for a backward
+# pass.
 
 # %%
 with mr.no_grad():
@@ -765,12 +771,12 @@ print("remembered without it:   ", (a * a).node.name, "of", len((a * a).node.par
 #
 # - A value that remembers its parents and one local `step` is enough: the graph builds itself while the formula is
 #   computed.
-# - A `step` turns the gradient of what was made into the gradients of what it was made from. It needs no knowledge of
-#   the rest.
-# - **Gradients add** wherever a value is used more than once: `b = a + a`, `missing * missing`, a bias over a batch,
+# - A `step` turns the gradient of what was made into the gradients of what it was made from. It needs to know nothing
+#   else.
+# - **Gradients add** wherever a value is used more than once: `b = a + a`, `error * error`, a bias over a batch,
 #   $F(x) + x$.
-# - The walk goes in **reverse topological order**: each value once, after everything that was made from it. Then the
-#   cost is that of the formula, not that of its number of ways.
+# - The backward pass runs in **reverse topological order**: each value once, after everything that was made from it.
+#   Then it costs as much as the formula, not as much as its number of paths.
 # - A loop with its own stack finds that order at any depth; a recursion ends at about 1,000.
 # - On arrays: elementwise rules stay as they are, $dX = G\,Y^{\mathsf T}$ and $dY = X^{\mathsf T}G$ for the matrix
 #   product, and broadcasting is undone by summing.
@@ -783,23 +789,23 @@ print("remembered without it:   ", (a * a).node.name, "of", len((a * a).node.par
 # - Forgetting to clear the gradients between two steps: each step then uses the sum of all gradients so far.
 # - Summing over the wrong axis in `unbroadcast`, or losing the axis of length 1 (`keepdims`). With square shapes nobody
 #   notices.
-# - Reading the gradient of something in the middle. minires keeps gradients in the *leaves*, the tensors that were
-#   given; ask with `retain_grad()` for others.
-# - Believing that a recursion will do because the test net has five layers.
+# - Reading the gradient of something in the middle. minires keeps gradients in the *leaves*, the tensors that you made
+#   yourself; use `retain_grad()` for others.
+# - Believing that recursion will do because the test net has five layers.
 #
 # ## Three questions
 #
-# <details><summary>1. For b = a * a, what are the two letters that arrive at a, and what is their sum?</summary>
+# <details><summary>1. For b = a * a, which two letters arrive at a, and what is their sum?</summary>
 #
 # The product's step gives `g * other.data` and `g * self.data`. With `g = 1` both are the number in `a`: two letters of
 # $a$ each. Their sum is $2a$, the derivative of $a^2$.
 #
 # </details>
 #
-# <details><summary>2. Why may the walk not handle a value as soon as the first gradient has arrived there?</summary>
+# <details><summary>2. Why must a value not be handled as soon as the first gradient has arrived there?</summary>
 #
 # More may be on the way. If it passes on the part that it has, it must come back later for the rest, and everything
-# behind it is walked again, once for each way: exponential. If it passes on the sum each time, parts go out twice:
+# behind it is visited again, once for each path: exponential. If it passes on the sum each time, parts go out twice:
 # wrong. In reverse topological order, nothing more can come.
 #
 # </details>
@@ -838,9 +844,10 @@ hint("1.1")
 # %% [markdown]
 # ## Read on
 #
-# - `minires/tensor.py` is this chapter in full: `Tensor.backward` is `walk_back`, with the arrays freed on the way;
-#   `topological_order` and `unbroadcast` you have seen. You can read all of it now.
-# - A wrong `step` doesn't crash, it teaches the net nonsense. How to catch it is **chapter 2, Trust, but check**.
+# - `minires/tensor.py` is this chapter in full: `Tensor.backward` is our `backward`, with the arrays freed on the way;
+#   you have already seen `topological_order` and `unbroadcast`. You can read all of it now.
+# - A wrong `step` doesn't crash, it teaches the net nonsense. How to catch it is the subject of **chapter 2, Trust, but
+#   check**.
 # - The idea is old: S. Linnainmaa described it in 1970; Rumelhart, Hinton and Williams showed in 1986 what it does for
 #   nets ("Learning representations by back-propagating errors", Nature 323). A. G. Baydin et al., "Automatic
-#   differentiation in machine learning: a survey" (2018), tells the whole family.
+#   differentiation in machine learning: a survey" (2018), describes the entire family.
