@@ -5,7 +5,7 @@
 # - measure any derivative by nudging, and choose how far to nudge;
 # - say how close is close enough, in float32 and in float64;
 # - recognise where the measurement itself goes wrong: kinks, ties, and sums that never change;
-# - read what `mr.gradcheck` says of a wrong gradient, and name four mistakes that it can't see.
+# - read what `mr.gradcheck` says about a wrong gradient, and name four mistakes that it can't see.
 #
 # **You need** chapter 1, and Taylor's formula to the third order.
 #
@@ -31,27 +31,26 @@ import numpy as np
 import minires as mr
 from minires import plots
 from minires.data import Normalise
-from minires.training.loop import open_data
 
 plots.notebook_style()
 
 # %% [markdown]
 # ## 1. The bug that does not crash
 #
-# Here are two trainings of the same little net, from the same weights, on the same images in the same order. In one of
-# them a line of a backward function is wrong.
+# Here the same little net is trained twice, from the same weights, on the same images in the same order. In one of the
+# two, a line of a backward function is wrong.
 #
-# **Predict.** How will you be able to tell which?
+# **Predict.** How will you be able to see which?
 
 # %%
-data = open_data("auto")
+data = mr.open_data("auto")
 normalise = Normalise.channels(data.train_images)
 x = normalise(data.train_images[:1000]).reshape(1000, -1)  # (1000, 3072)
 y = data.train_labels[:1000]
 
 
 def careless_relu(x):
-    """A ReLU whose way back has forgotten where x was negative."""
+    """A ReLU whose backward has forgotten where x was negative."""
     return mr.Tensor.from_op(np.maximum(x.data, 0), (x,), lambda grad: (grad,), "relu")
 
 
@@ -88,12 +87,12 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# Both learn. Had you seen only net A, you would have been content: the loss goes down, epoch after epoch. You might
-# have tried another learning rate. Net A has the bug.
+# Both learn. If you had seen only net A, you would have been satisfied: the loss goes down, epoch after epoch. You
+# might have tried another learning rate. Net A has the bug.
 #
-# A wrong gradient seldom crashes. It still points *roughly* downhill, and descent forgives a lot. So results can't tell
-# you whether a gradient is right. Only one thing can: **measure it**, with a method so simple that it can't be wrong in
-# the same way.
+# A wrong gradient seldom crashes. It still points *roughly* downhill, and gradient descent forgives a lot. So results
+# can't show you whether a gradient is right. Only one thing can: **measure it**, with a method so simple that it can't
+# be wrong in the same way.
 #
 # ## 2. Two ways to measure a slope
 #
@@ -146,7 +145,7 @@ axes.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Even with a giant nudge the central difference is close; the forward difference is fooled by the bend.
+# Even with a giant nudge the central difference is close; the forward difference is fooled by the curve.
 #
 # **Predict.** Make $h$ ten times smaller. By how much does each error shrink?
 
@@ -157,8 +156,8 @@ for h in (1e-1, 1e-2, 1e-3):
     print(f"{h:8g} {errors[0]:15.2e} {errors[1]:15.2e}")
 
 # %% [markdown]
-# By 10 and by 100, as the formulas say: one error is of order $h$, the other of order $h^2$. Two evaluations each; the
-# choice is easy.
+# By 10 and by 100, as the formulas say: one error is of order $h$, the other of order $h^2$. Both need two evaluations,
+# so the choice is easy.
 #
 # ## 3. How small is small enough?
 #
@@ -170,19 +169,19 @@ for h in (1e-3, 1e-6, 1e-9, 1e-12, 1e-15):
     print(f"h = {h:5.0e}   error {error:.1e}")
 
 # %% [markdown]
-# The errors turn round and grow. The reason isn't calculus, it is the computer. A float has a fixed number of digits:
+# The errors turn around and grow. The reason isn't calculus, it is the computer. A float has a fixed number of digits:
 # about 16 in float64, 7 in float32. Two numbers that agree in the first ten digits leave only six when they are
 # subtracted, and then we divide by a tiny $h$.
 #
 # In formulas: $f(x \pm h)$ is off by up to about $\varepsilon |f|$, where $\varepsilon$ is the relative size of a
-# rounding error. So the quotient is off by about $\varepsilon |f| / h$. Two errors, pulling in opposite directions:
+# rounding error. So the quotient is off by about $\varepsilon |f| / h$. The two errors pull in opposite directions:
 #
 # $$ \text{error}(h) \approx \underbrace{\frac{\varepsilon\,|f|}{h}}_{\text{rounding}} +
 # \underbrace{\frac{h^2}{6}\,|f'''|}_{\text{the formula}} $$
 #
-# Left of the best $h$ rounding rules, right of it the formula does. On a picture with logarithmic axes these are two
+# To the left of the best $h$ rounding dominates, to the right the formula does. On logarithmic axes these are two
 # straight lines: slope $-1$ and slope $+2$ (for the forward difference $+1$). A **V**. Let us measure it, averaged over
-# 200 places $x$, once in float64 and once in float32.
+# 200 points $x$, once in float64 and once in float32.
 
 # %%
 places = np.random.default_rng(0).uniform(0.5, 1.5, 200)
@@ -231,10 +230,9 @@ for (dtype, difference), found in errors.items():
 # %% [markdown]
 # Read four things from it.
 #
-# 1. The best $h$ is nowhere near the smallest. For the central difference it lies where both errors are alike, at
+# 1. The best $h$ is nowhere near the smallest. For the central difference it is where both errors are equal, at
 #    $h \approx \sqrt[3]{\varepsilon}$: about $10^{-5}$ in float64, between $10^{-3}$ and $10^{-2}$ in float32.
-# 2. In **float32** the best one can do is five digits, and that only near one $h$. At $h = 10^{-6}$ hardly two are
-#    left.
+# 2. In **float32** the best one can get is five digits, and only near one $h$. At $h = 10^{-6}$ hardly two are left.
 # 3. In **float64** there are eleven digits at the bottom, and a wide valley around it.
 # 4. So gradients are checked in float64, whatever the net trains in.
 #
@@ -246,14 +244,14 @@ at = int(np.argmin(abs(steps - 1e-6)))
 print(f"relative error there: {errors['float64', 'central_difference'][at]:.0e}")
 
 # %% [markdown]
-# A little to the left of the bottom. Ten digits are plenty, and a smaller step has a virtue that we meet in section 6:
-# it steps over fewer kinks.
+# A little to the left of the bottom. Ten digits are plenty, and a smaller step has an advantage that we meet in section
+# 6: it steps over fewer kinks.
 #
 # ## 4. Many inputs, many outputs
 #
 # Our functions take arrays and return arrays. A matrix product of a (3, 4) and a (4, 2) array has 20 inputs and 6
 # outputs: 120 slopes. We don't want a table of 120 numbers, and the engine doesn't compute one. `backward` gets a
-# gradient $u$ from above, of the **output's** shape, and answers for the sum
+# gradient $u$ from above, of the **output's** shape, and returns the gradient of the sum
 #
 # $$ L = \sum_i u_i\, f_i(x) \qquad\text{with the gradient}\qquad \frac{dL}{dx_j} = \sum_i u_i\,\frac{\partial
 # f_i}{\partial x_j} $$
@@ -282,8 +280,8 @@ print(f"entry [1, 2]: measured {measured:.10f}")
 print(f"              backward {tensor.grad[1, 2]:.10f}")
 
 # %% [markdown]
-# `mr.gradcheck` does this for every entry of every input. It takes a function of tensors, and arrays to try it at. If
-# all is well it says so briefly:
+# `mr.gradcheck` does this for every entry of every input. It takes a function of tensors, and arrays to try it with. If
+# all is well its answer is short:
 
 # %%
 mr.gradcheck(lambda X, Y: X @ Y, [X, Y])
@@ -317,13 +315,12 @@ for backward, measured in ((250.0001, 250.0), (0.0003, 0.0002), (-0.00005, 0.000
     print(f"{backward:9.7g} {measured:12.7g} {abs(backward - measured):12.1e} {relative:15.1e}")
 
 # %% [markdown]
-# The same difference, and three verdicts: excellent, half as much again, wrong sign. Only the **relative error**
-# counts:
+# The same difference, and three verdicts: excellent, 50 % too large, wrong sign. Only the **relative error** counts:
 #
 # $$ \frac{|\,\text{backward} - \text{measured}\,|}{\max(|\text{backward}|, |\text{measured}|)} $$
 #
-# What is a good value? Let us look at a gradient that we trust, 200 entries of it, in float64 and in float32, each with
-# a good $h$; and beside them one that is wrong by one percent.
+# What is a good value? Let us look at 200 entries of a gradient that we trust, in float64 and in float32, each with a
+# good $h$; and next to them a gradient that is wrong by one percent.
 
 # %%
 inputs = rng.normal(size=(6, 20))
@@ -373,12 +370,11 @@ for name, found in cases.items():
     print(f"{name:20} median {np.median(found):.0e}, largest {found.max():.0e}")
 
 # %% [markdown]
-# In float64 the right and the wrong gradient stand far apart: any limit between them will do. In float32 they overlap,
-# and no limit can part them. One more reason for float64.
+# In float64 the right and the wrong gradient are far apart: any limit between them will do. In float32 they overlap,
+# and no limit can separate them. One more reason for float64.
 #
-# One trouble is left. If the true slope is exactly 0 and rounding says $10^{-12}$, the relative error is 1, as if
-# nothing were right. So a checker allows a tiny **absolute** error beside the relative one. minires calls an entry
-# right if
+# One problem is left. If the true slope is exactly 0 and rounding makes it $10^{-12}$, the relative error is 1, as if
+# nothing were right. So a checker also allows a tiny **absolute** error. minires calls an entry right if
 #
 # $$ |\,\text{backward} - \text{measured}\,| \le \text{atol} + \text{rtol}\cdot|\,\text{measured}\,| $$
 
@@ -391,8 +387,8 @@ for name in ("rtol", "atol"):
 #
 # Taylor's formula holds for smooth functions. ReLU has a kink at 0. What does a measurement see there?
 #
-# **Predict.** $x = 0.3\,h$: to the right of the kink, where the slope of ReLU is 1. What does the central difference
-# say?
+# **Predict.** $x = 0.3\,h$: to the right of the kink, where the slope of ReLU is 1. What will the central difference
+# be?
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(5.5, 2.8))
@@ -417,16 +413,17 @@ plt.show()
 print(verdict(mr.relu, [np.array([1.5, 3e-7, -2.0])]))
 
 # %% [markdown]
-# (Why not 0 and 1? The upstream gradient is random here too, and its entry is a factor of both slopes. And of the nudge
-# below, three tenths lie to the right of the kink.)
+# (Why not 0 and 1? The upstream gradient is random here too, and its entry is a factor of both slopes. And three tenths
+# of the nudge below are to the right of the kink.)
 #
-# A maximum has such places too: a **tie**, where two entries are the largest together.
+# A maximum has such places too: a **tie**, where two entries share the maximum.
 
 # %%
 print(verdict(lambda x: x.max(), [np.array([1.0, 2.0, 2.0])]))
 
 # %% [markdown]
-# What to do? Move the input. `away_from_kinks` draws random numbers of which none is near zero and no two are alike:
+# What to do? Move the input. `away_from_kinks` draws random numbers, none of them near zero and no two of them close
+# together:
 
 # %%
 from minires.gradcheck import away_from_kinks
@@ -436,8 +433,8 @@ print(safe.round(2))
 print("ReLU:", verdict(mr.relu, [safe]), "  maximum:", verdict(lambda x: x.max(), [safe]))
 
 # %% [markdown]
-# And if you just draw normal numbers? The chance that one of them lies within $h$ of the kink is about $0.8\,h$. A
-# batch through a small net meets many ReLUs:
+# And if you just draw normal numbers? The chance that one of them is within $h$ of the kink is about $0.8\,h$. A batch
+# through a small net meets many ReLUs:
 
 # %%
 relus = 100_000
@@ -445,7 +442,7 @@ for h in (1e-2, 1e-4, 1e-6):
     print(f"h = {h:5.0e}: expect {0.8 * h * relus:6.2f} kinks among {relus:,} ReLUs")
 
 # %% [markdown]
-# That is the virtue of a small step.
+# That is the advantage of a small step.
 #
 # ## 7. The sum that never changes
 #
@@ -461,7 +458,7 @@ for h in (1e-2, 1e-4, 1e-6):
 
 # %%
 def lazy_batch_norm(x):
-    """Batch norm of each column. Its way back is as wrong as can be: zeros."""
+    """Batch norm of each column. Its backward is as wrong as can be: zeros."""
     xhat = (x.data - x.data.mean(axis=0)) / np.sqrt(x.data.var(axis=0) + 1e-5)
     return mr.Tensor.from_op(xhat, (x,), lambda grad: (np.zeros_like(grad),), "lazy_batch_norm")
 
@@ -475,13 +472,12 @@ print("checked with a random u:  ", verdict(lazy_batch_norm, [x_columns]).splitl
 # The mean of $\hat x$ is 0 by construction, so its sum is always 0. A number that never changes has gradient 0, and a
 # backward of zeros is **right for the sum**. The test is green, and the net's first layers never learn.
 #
-# Softmax has the same trap (its outputs add up to 1), and so has everything that normalises. A random $u$ has no such
-# accident.
+# Softmax has the same trap (its outputs add up to 1), and so does everything that normalises. A random $u$ avoids it.
 #
 # ## 8. A gallery of wrong gradients
 #
 # Now for practice. Each row below is an operation: its forward, its backward with **one** mistake, and the inputs it is
-# tried on. All of them are mistakes that people make.
+# tried with. All of them are mistakes that people make.
 
 
 # %%
@@ -515,7 +511,7 @@ def pick_back(g):
 
 
 GALLERY = {  # the mistake: forward, backward, inputs
-    "half forgotten": (lambda x: x * x, lambda g, x: (g * x,), [draw(6, 5)]),
+    "factor 2 forgotten": (lambda x: x * x, lambda g, x: (g * x,), [draw(6, 5)]),
     "sign": (lambda x, y: x - 2 * y, lambda g, x, y: (g, 2 * g), [draw(6, 5), draw(6, 5, seed=4)]),
     "1/N forgotten": (lambda x: x.mean(axis=0), lambda g, x: (np.tile(g, (6, 1)),), [draw(6, 5)]),
     "mask forgotten": (lambda x: np.maximum(x, 0), lambda g, x: (g,), [draw(6, 5)]),
@@ -530,11 +526,11 @@ GALLERY = {  # the mistake: forward, backward, inputs
     "only the diagonal": (soft, lambda g, x: (g * soft(x) * (1 - soft(x)),), [draw(6, 5)]),
     "cropped at a corner": (lambda x: np.pad(x, 1), lambda g, x: (g[:6, :5],), [draw(6, 5)]),
     "border forgotten": (lambda x: 3 * x, lambda g, x: (np.pad(3 * g[1:-1, 1:-1], 1),), [draw(6, 5)]),
-    "turned round": (lambda x: 3 * x[::-1], lambda g, x: (3 * g,), [draw(6, 5)]),
+    "order reversed": (lambda x: 3 * x[::-1], lambda g, x: (3 * g,), [draw(6, 5)]),
 }
 
 # %% [markdown]
-# In each pair below, the left picture is what the wrong backward gives and the right one is what nudging measures (blue
+# In each pair below, the left image is what the wrong backward returns and the right one is what nudging measures (blue
 # is negative, red positive, white zero).
 #
 # **Predict.** Don't read the text above the pairs yet. Look at each pair and say what happened.
@@ -565,7 +561,7 @@ for i, (name, (forward, backward, arrays)) in enumerate(GALLERY.items()):
     out.backward(u)
     which = 1 if name == "sign" else 0
     pair = tensors[which].grad, measure(op, arrays, which, u)
-    said = diagnose(*pair, u).split(":")[0].replace("(last axis)", "").replace(" that is known here", "")
+    message = diagnose(*pair, u).split(":")[0].replace("(last axis)", "").replace(" that is known here", "")
     most = abs(pair[1]).max()
     for k, array in enumerate(pair):
         axes = figure.add_subplot(grid[i // 3, i % 3 * 3 + k], xticks=[], yticks=[])
@@ -573,11 +569,12 @@ for i, (name, (forward, backward, arrays)) in enumerate(GALLERY.items()):
         axes.spines[:].set_visible(True)
         axes.set_xlabel(("backward", "measured")[k], fontsize=7)
         if k == 0:
-            axes.set_title(f"{name}:\n{textwrap.fill(said, 30)}", fontsize=8, loc="left")
+            axes.set_title(f"{name}:\n{textwrap.fill(message, 30)}", fontsize=8, loc="left")
 plt.show()
 
 # %% [markdown]
-# And in full, what the checker says to each. It looks for the pattern, because the pattern tells you where to look.
+# And here is the checker's full answer to each. It looks for the pattern, because the pattern shows you where to
+# search.
 
 # %%
 for name, (forward, backward, arrays) in GALLERY.items():
@@ -599,7 +596,7 @@ for name, (forward, backward, arrays) in GALLERY.items():
 # | all zero, or zero where it should not be | a branch not followed |
 # | no pattern | write down the formula again |
 #
-# There are mistakes where nothing is compared at all, because something worse comes first:
+# With some mistakes nothing is compared at all, because something worse is found first:
 
 
 # %%
@@ -619,8 +616,8 @@ for name, (forward, backward, arrays) in WORSE.items():
 
 # %% [markdown]
 # "Upstream written over" deserves a second look. Its numbers are right! But the array `g` isn't its own. In a residual
-# block, the same array goes to the shortcut as well, which would get the masked one. It is the kind of mistake that a
-# test of one operation alone can't see in the numbers, so the checker looks for it on purpose.
+# block, the same array also goes to the shortcut, which would get the masked one. A test of one operation alone can't
+# see this kind of mistake in the numbers, so the checker looks for it explicitly.
 #
 # ## 9. What the checker can't see
 #
@@ -638,7 +635,7 @@ dead_relu = operation("relu", lambda x: np.maximum(x, 0), lambda g, x: (0 * g,))
 one_column = operation("transpose", lambda x: x.T, lambda g, x: (g.reshape(x.shape),))
 
 for what, op, inputs in (
-    ("a wrong forward, differentiated rightly", softmax_of_columns, draw(3, 4)),
+    ("a wrong forward, with its right gradient", softmax_of_columns, draw(3, 4)),
     ("1/N forgotten, tried with N = 1", mean_of_one_row, draw(1, 5)),
     ("    the same with N = 6", mean_of_one_row, draw(6, 5)),
     ("a dead ReLU, tried with negative inputs", dead_relu, -abs(draw(3, 4))),
@@ -646,16 +643,16 @@ for what, op, inputs in (
     ("a reshape that is right for one column", one_column, draw(4, 1)),
     ("    the same with 3 columns", one_column, draw(4, 3)),
 ):
-    said = verdict(op, [inputs]).splitlines()[0]
-    print(f"{what:42}{said.split('(input 0): ')[-1]}")
+    message = verdict(op, [inputs]).splitlines()[0]
+    print(f"{what:42}{message.split('(input 0): ')[-1]}")
 
 # %% [markdown]
 # So a check is as good as its inputs: **not square, more than one image, several channels, both signs, odd sizes, with
 # stride and padding**. And forward needs a test of its own, against something independent: a slow loop that anyone can
 # read, another library, a number from a paper.
 #
-# One more trap is chance. An operation that draws new random numbers at every call can't be nudged, for each evaluation
-# is another function. The checker notices:
+# One more trap is chance. An operation that draws new random numbers at every call can't be nudged, because each
+# evaluation is another function. The checker notices:
 
 # %%
 generator = np.random.default_rng(0)
@@ -663,7 +660,7 @@ print(verdict(lambda x: mr.dropout(x, 0.5, generator), [draw(3, 4)]))
 print("with the same mask each time:", verdict(lambda x: mr.dropout(x, 0.5, np.random.default_rng(0)), [draw(3, 4)]))
 
 # %% [markdown]
-# ## 10. A whole net in two evaluations
+# ## 10. An entire net in two evaluations
 #
 # ResNet-20 has 269,722 parameters; nudging each is out of the question. But there is a cheap check that sees them all:
 # nudge **all at once**, in a random direction $v$ of length 1. The slope in that direction is known from the gradient
@@ -672,7 +669,7 @@ print("with the same mask each time:", verdict(lambda x: mr.dropout(x, 0.5, np.r
 # $$ \frac{L(\theta + h v) - L(\theta - h v)}{2h} \approx g \cdot v $$
 #
 # Two evaluations, one number. It can't say *where* a mistake is, but restricting $v$ to a part of the net can. We check
-# a healthy net, then plant a mistake: one layer's gradient five percent too large.
+# a healthy net, then plant a mistake: one layer's gradient becomes five percent too large.
 
 # %%
 net = mr.build("resnet20", seed=0).astype(np.float64)
@@ -686,7 +683,7 @@ def net_loss():
 
 
 def difference_along(part, seed, h=1e-7):
-    """Relative difference of measured and computed slope along a random direction within a part of the net."""
+    """Relative difference of the measured and the computed slope along a random direction in a part of the net."""
     rng = np.random.default_rng(seed)
     chosen = {name: p for name, p in parameters.items() if name.startswith(part)}
     before = {name: p.data for name, p in chosen.items()}
@@ -710,8 +707,8 @@ PARTS = ("conv1", "layer1", "layer2", "layer3", "fc")
 healthy = {part: np.median([difference_along(part, seed) for seed in range(3)]) for part in ("", *PARTS)}
 culprit = parameters["layer2.1.conv1.weight"]
 culprit.grad = 1.05 * culprit.grad
-ill = {part: np.median([difference_along(part, seed) for seed in range(3)]) for part in ("", *PARTS)}
-print(f"the whole net: healthy {healthy['']:.0e}, with the mistake {ill['']:.0e}")
+faulty = {part: np.median([difference_along(part, seed) for seed in range(3)]) for part in ("", *PARTS)}
+print(f"the entire net: healthy {healthy['']:.0e}, with the mistake {faulty['']:.0e}")
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6, 3))
@@ -719,7 +716,7 @@ places = np.arange(len(PARTS))
 axes.bar(places - 0.18, [healthy[part] for part in PARTS], 0.36, label="healthy", color=plots.COLOURS[0])
 axes.bar(
     places + 0.18,
-    [ill[part] for part in PARTS],
+    [faulty[part] for part in PARTS],
     0.36,
     label="5 % too much in layer2.1.conv1",
     color=plots.COLOURS[1],
@@ -733,13 +730,13 @@ axes.legend(fontsize=8, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# Only the stage with the planted mistake moves, by several powers of ten. (Why is $h$ smaller here than before? A whole
-# net moves at once, and with it hundreds of thousands of ReLUs, of which none should cross its kink. The price is
-# rounding: the healthy bars stand higher than the bottom of the V.)
+# Only the stage with the planted mistake moves, by several powers of ten. (Why is $h$ smaller here than before? The
+# entire net moves at once, and with it hundreds of thousands of ReLUs, none of which should cross its kink. The price
+# is rounding: the healthy bars are higher than the bottom of the V.)
 #
 # ## Summary
 #
-# - A wrong gradient doesn't crash and often still learns. Only measuring tells.
+# - A wrong gradient doesn't crash, and a net often still learns with it. Only measuring shows it.
 # - Central differences: error of order $h^2$ from the formula, $\varepsilon/h$ from rounding. The best $h$ is about
 #   $\sqrt[3]{\varepsilon}$; check in **float64**.
 # - Judge the **relative** error, with a small absolute allowance for slopes that are zero.
@@ -753,26 +750,26 @@ plt.show()
 # - Checking in float32 and then loosening the limit until the test is green.
 # - `h = 1e-12`, "to be precise".
 # - Checking the sum of the outputs.
-# - Inputs that are square, of one image or one channel, all positive, or 0 (zeros sit on ReLU's kink).
+# - Inputs that are square, of one image or one channel, all positive, or 0 (zeros are exactly on ReLU's kink).
 # - Comparing a function with itself: the measurement must not share code with what it judges.
-# - Taking a passed check for a right operation, when forward was never tested.
+# - Concluding from a passed check that the operation is right, when forward was never tested.
 # - Checking once and then "tidying up" the backward function. Put the check into a test that runs every day.
 #
 # ## Three questions
 #
 # <details><summary>1. Why do the h-squared terms cancel in the central difference but not in the forward one?</summary>
 #
-# $f(x+h)$ and $f(x-h)$ have the same $\tfrac{h^2}{2}f''$ with the same sign (a square doesn't care about the sign of
-# $h$), so it vanishes in their difference, while the terms with $h$ and $h^3$ double. The forward difference subtracts
-# $f(x)$, which has no such term.
+# $f(x+h)$ and $f(x-h)$ have the same $\tfrac{h^2}{2}f''$ with the same sign (a square ignores the sign of $h$), so it
+# vanishes in their difference, while the terms with $h$ and $h^3$ double. The forward difference subtracts $f(x)$,
+# which has no such term.
 #
 # </details>
 #
 # <details><summary>2. A check in float64 with h = 1e-6 finds a relative error of 1e-3 in one entry of 5,000, and 1e-9
 # in all the others. What do you suspect?</summary>
 #
-# Not the formula: that would show in many entries. One entry alone smells of a kink or a tie near that input. Move the
-# input (another seed) and look whether the bad entry moves along. If it stays at a border or a corner, suspect padding.
+# Not the formula: that would show in many entries. A single entry suggests a kink or a tie near that input. Move the
+# input (another seed) and see whether the bad entry moves too. If it stays at a border or a corner, suspect padding.
 #
 # </details>
 #
@@ -781,7 +778,7 @@ plt.show()
 #
 # Better: for softmax it does change with the input. For a batch norm it does not (nearly): the sum of the squares of N
 # standardised numbers is always about N. A loss that is special in some way may meet an operation that is special in
-# the same way. A random upstream gradient can't be special, except by a chance of practically zero.
+# the same way. A random upstream gradient is practically never special.
 #
 # </details>
 #
@@ -810,8 +807,8 @@ hint("2.1")
 # %% [markdown]
 # ## Read on
 #
-# - `minires/gradcheck.py`: the checker and its words. Its own tests, `tests/test_wrong_backward.py`, are a gallery like
-#   that of section 8: a checker that has never failed anything proves nothing.
+# - `minires/gradcheck.py`: the checker and its messages. Its own tests, `tests/test_wrong_backward.py`, are a gallery
+#   like that of section 8: a checker that has never failed anything proves nothing.
 # - **Chapter 3, Learning**, puts gradients that we now trust to use.
 # - On the best step: W. H. Press et al., *Numerical Recipes*, section 5.7, "Numerical derivatives". On rounding: D.
 #   Goldberg, "What every computer scientist should know about floating-point arithmetic" (1991).
