@@ -1,8 +1,8 @@
-"""Plots of what was measured: errors, images, weights, speeds. How things work is drawn in `drawings.py`.
+"""Plots of measurements: errors, images, weights, speeds. `course/drawings.py` draws how things work.
 
-Each is a matplotlib Figure, written to `path` if given. Figures are made without pyplot: they need no
-display, keep no state, and show themselves in a notebook. Colours are Okabe and Ito's, which colour-blind
-people tell apart; line styles and markers tell the same once more.
+Each function returns a matplotlib Figure and writes it to `path` if given. Figures are made without pyplot: they
+need no display, keep no global state, and show themselves in a notebook. The colours are those of Okabe and Ito,
+which colour-blind people can distinguish; line styles and markers repeat the distinction.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ MARKERS = "os^Dv*P"
 INK = "#333333"
 TRAINING: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2, "markerfacecolor": "white"}
 TESTING: dict[str, Any] = {"linestyle": "-", "linewidth": 1.8}
-MOST_IMAGES = 40  # of a picture that can still be read
+MAX_IMAGES = 40  # more are too small to see in one figure
 
 
-class Picture(Figure):
+class NotebookFigure(Figure):
     """A Figure that a notebook shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
@@ -44,8 +44,8 @@ class Picture(Figure):
         return file.getvalue()
 
 
-def saved(figure: Picture, path: str | Path | None) -> Picture:
-    """The same figure, written to `path` unless that is None; folders on the way are made."""
+def save(figure: NotebookFigure, path: str | Path | None) -> NotebookFigure:
+    """Write the figure to `path`, creating its folder, unless `path` is None. Returns the figure."""
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
@@ -53,13 +53,13 @@ def saved(figure: Picture, path: str | Path | None) -> Picture:
 
 
 def tint(colour: str, share: float = 0.35) -> tuple[float, float, float]:
-    """So much of `colour`, the rest white."""
+    """A mix of `colour`, in the proportion `share`, and white."""
     r, g, b = (share * part + 1 - share for part in to_rgb(colour))
     return r, g, b
 
 
 def notebook_style() -> None:
-    """Give a chapter's own pyplot plots the colours, size and sharpness of the pictures here."""
+    """Give a notebook's own pyplot plots the colours, size and resolution of the figures here."""
     rcParams.update(
         {
             "axes.prop_cycle": cycler(color=COLOURS),
@@ -74,22 +74,22 @@ def notebook_style() -> None:
     )
 
 
-def _picture(width: float, height: float) -> Picture:
-    return Picture(figsize=(width, height), dpi=120, layout="constrained")
+def _figure(width: float, height: float) -> NotebookFigure:
+    return NotebookFigure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def _look(i: int) -> dict[str, Any]:
+def _style(i: int) -> dict[str, Any]:
     """Colour and marker of the i-th line or group of points."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
-    """The i-th line; of many points, only some are marked."""
-    axes.plot(x, y, markersize=4, markevery=max(1, len(x) // 12), **_look(i), **style)
+    """Draw the i-th line, with at most about 12 markers."""
+    axes.plot(x, y, markersize=4, markevery=max(1, len(x) // 12), **_style(i), **style)
 
 
-def _whole_numbers(axes: Axes, xlabel: str) -> None:
-    """An x axis that counts: epochs, steps, layers."""
+def _integer_axis(axes: Axes, xlabel: str) -> None:
+    """Label an x axis that counts (epochs, steps, layers) and put its ticks at integers."""
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
@@ -99,34 +99,40 @@ def _whole_numbers(axes: Axes, xlabel: str) -> None:
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run folder's metrics.jsonl, one dict an epoch.
+    """The rows of a run folder's metrics.jsonl, one dict per epoch.
 
-    Raises FileNotFoundError for a folder without that file, ValueError with file and line for a damaged line.
+    Raises FileNotFoundError if the folder has no such file, ValueError with file and line if a line is damaged.
     """
     file = Path(run) / "metrics.jsonl"
     if not file.is_file():
-        raise FileNotFoundError(f"{run} holds no metrics.jsonl; expected a run's folder, an epoch at least")
+        raise FileNotFoundError(f"{run} has no metrics.jsonl; expected the folder of a run, after one epoch or more")
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):  # brackets within brackets within brackets
+        except (ValueError, RecursionError):  # deeply nested brackets
             row = None
-        figures = row.values() if isinstance(row, dict) and row.get("epoch") is not None else [None, ""]
-        if not all(value is None or isinstance(value, int | float) for value in figures):
+        if not _is_epoch(row):
             raise ValueError(
                 f'{file}, line {number} is damaged: expected a JSON object with "epoch" and '
                 f"numbers, got {line[:40]!r}; delete the line to plot the rest"
             )
         rows.append(row)
     if not rows:
-        raise ValueError(f"{file} is empty: the run has not ended an epoch yet")
+        raise ValueError(f"{file} is empty: the run has not finished its first epoch")
     return rows
 
 
+def _is_epoch(row: Any) -> bool:
+    """Whether a row is a JSON object with an epoch, in which every value is a number or null."""
+    if not isinstance(row, dict) or row.get("epoch") is None:
+        return False
+    return all(value is None or isinstance(value, int | float) for value in row.values())
+
+
 def curves(runs: str | Path | Sequence[str | Path], path: str | Path | None = None) -> Figure:
-    """Error and loss over the epochs of one or several run folders, as in the paper's Figure 6: dashed in
-    training, solid in testing. The learning rate stands below. Raises what `read_metrics` raises."""
+    """Error, loss and, below, learning rate over the epochs of one or several run folders, in the style of the
+    paper's Figure 6: training dashed, testing solid. Raises what `read_metrics` raises."""
     folders = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not folders:
         raise ValueError("curves: expected at least one run folder, got none")
@@ -134,7 +140,7 @@ def curves(runs: str | Path | Sequence[str | Path], path: str | Path | None = No
     names = [folder.resolve().name for folder in folders]
     labels = [str(f) if names.count(name) > 1 else name for f, name in zip(folders, names, strict=True)]
 
-    figure = _picture(8, 5)
+    figure = _figure(8, 5)
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
     error, loss = (figure.add_subplot(grid[0, i]) for i in range(2))
     rate = figure.add_subplot(grid[1, :])
@@ -149,37 +155,37 @@ def curves(runs: str | Path | Sequence[str | Path], path: str | Path | None = No
         _line(rate, i, epochs, _column(rows, "lr"), linewidth=1.2)
     for axes, title in ((error, "error (%)"), (loss, "loss"), (rate, "learning\nrate")):
         axes.set_ylabel(title)
-        _whole_numbers(axes, "epoch")
+        _integer_axis(axes, "epoch")
     for axes in (error, rate):
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    handles = [Line2D([], [], label=name, **_look(i)) for i, name in enumerate(labels)]
+    handles = [Line2D([], [], label=name, **_style(i)) for i, name in enumerate(labels)]
     for label, style in (("training", TRAINING), (" or ".join(sorted(splits)), TESTING)):
         handles.append(Line2D([], [], color=INK, marker="o", markersize=4, label=label, **style))
     _legend_above(figure, handles)
-    return saved(figure, path)
+    return save(figure, path)
 
 
 def _legend_above(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """A legend in as many columns as the figure's width takes."""
+    """Draw a legend in as many columns as fit into the figure's width."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     fit = int(11 * figure.get_figwidth()) // (6 + longest)
     figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=max(1, min(fit, len(handles))))
 
 
 def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
-    """The figures under `key`; nan, which draws a gap, where an epoch has none."""
+    """The values of `key`; nan, which leaves a gap in the line, where an epoch has none."""
     return [nan if row.get(key) is None else float(row[key]) for row in rows]
 
 
 def _error(rows: list[dict[str, Any]], part: str) -> list[float]:
-    """The error of each epoch in percent."""
+    """The error after each epoch, in percent."""
     return [100 * (1 - accuracy) for accuracy in _column(rows, f"{part}_acc")]
 
 
 def errors(panels: Mapping[str, Sequence[str | Path]], path: str | Path | None = None) -> Figure:
-    """Error over the epochs, panels of run folders beside each other on one scale, as in the paper's Figure 6:
-    dashed in training, solid in testing. Raises what `read_metrics` raises."""
-    figure = _picture(4 * len(panels), 3.8)
+    """Error over the epochs: one panel per list of run folders, on a common scale, in the style of the paper's
+    Figure 6: training dashed, testing solid. Raises what `read_metrics` raises."""
+    figure = _figure(4 * len(panels), 3.8)
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, runs) in zip(row, panels.items(), strict=True):
         for i, run in enumerate(runs):
@@ -188,7 +194,7 @@ def errors(panels: Mapping[str, Sequence[str | Path]], path: str | Path | None =
             _line(axes, i, epochs, _error(rows, "train"), **TRAINING)
             _line(axes, i, epochs, _error(rows, "test"), label=Path(run).name, **TESTING)
         axes.set_title(title)
-        _whole_numbers(axes, "epoch")
+        _integer_axis(axes, "epoch")
         axes.legend(frameon=False)
     row[0].set_ylabel("error (%)")
     row[0].set_ylim(bottom=0)
@@ -196,7 +202,7 @@ def errors(panels: Mapping[str, Sequence[str | Path]], path: str | Path | None =
         Line2D([], [], color=INK, label=name, **style) for name, style in (("training", TRAINING), ("test", TESTING))
     ]
     figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=2)
-    return saved(figure, path)
+    return save(figure, path)
 
 
 def lines(
@@ -206,42 +212,42 @@ def lines(
     path: str | Path | None = None,
     log: bool = False,
 ) -> Figure:
-    """Panels by title, lines (x, y) by name in each, on one scale; a name looks the same in every panel."""
+    """Panels on a common scale: {title: {name: (x, y)}}. A name has the same style in every panel."""
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    figure = _picture(max(6.4, 4 * len(panels)), 3.8)
+    figure = _figure(max(6.4, 4 * len(panels)), 3.8)
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, panel) in zip(row, panels.items(), strict=True):
         for name, (x, y) in panel.items():
             _line(axes, names.index(name), x, y, linewidth=1.4, label=name)
         axes.set_title(title)
-        _whole_numbers(axes, xlabel)
+        _integer_axis(axes, xlabel)
     row[0].set_ylabel(ylabel)
     row[0].set_yscale("log" if log else "linear")
-    _legend_above(figure, [Line2D([], [], label=name, **_look(i)) for i, name in enumerate(names)])
-    return saved(figure, path)
+    _legend_above(figure, [Line2D([], [], label=name, **_style(i)) for i, name in enumerate(names)])
+    return save(figure, path)
 
 
 def spread(groups: Mapping[str, Sequence[float]], ylabel: str, path: str | Path | None = None) -> Figure:
-    """The numbers of each group as points, a line at their mean."""
-    figure = _picture(1.6 + 1.2 * len(groups), 3.4)
+    """The values of each group as points, with a line at their mean."""
+    figure = _figure(1.6 + 1.2 * len(groups), 3.4)
     axes = figure.add_subplot()
     for i, values in enumerate(groups.values()):
-        axes.plot([i] * len(values), values, linestyle="none", markersize=7, **_look(i))
+        axes.plot([i] * len(values), values, linestyle="none", markersize=7, **_style(i))
         axes.plot([i - 0.25, i + 0.25], 2 * [np.mean(values)], color=INK, linewidth=1.5)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_ylabel(ylabel)
     axes.grid(axis="y", alpha=0.3)
-    return saved(figure, path)
+    return save(figure, path)
 
 
 # ---- images
 
 
 def contact_sheet(dataset: Dataset, path: str | Path | None = None, per_class: int = 8) -> Figure:
-    """The first `per_class` training images of every class, a class a row."""
+    """The first `per_class` training images of every class, one row per class."""
     if per_class < 1:
-        raise ValueError(f"contact_sheet: per_class must be 1 or more, got {per_class}")
+        raise ValueError(f"contact_sheet: per_class: expected a positive integer, got {per_class}")
     classes, (h, w) = len(dataset.classes), dataset.train_images.shape[1:3]
     gap = 2
     sheet = np.full((classes * (h + gap), per_class * (w + gap), 3), 255, np.uint8)
@@ -250,7 +256,7 @@ def contact_sheet(dataset: Dataset, path: str | Path | None = None, per_class: i
         for j, image in enumerate(dataset.train_images[of_class]):
             top, left = k * (h + gap), j * (w + gap)
             sheet[top : top + h, left : left + w] = image
-    figure = _picture(1.2 + 0.55 * per_class, 0.4 + 0.55 * classes)
+    figure = _figure(1.2 + 0.55 * per_class, 0.4 + 0.55 * classes)
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_title(dataset.name)
@@ -258,46 +264,46 @@ def contact_sheet(dataset: Dataset, path: str | Path | None = None, per_class: i
     axes.set_yticks([k * (h + gap) + h / 2 for k in range(classes)], dataset.classes)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return saved(figure, path)
+    return save(figure, path)
 
 
 def gallery(
     images: Sequence[np.ndarray], captions: Sequence[str], path: str | Path | None = None, columns: int = 8
 ) -> Figure:
     """Images (H, W, 3) in rows of `columns`, each under its caption."""
-    if not 1 <= len(images) <= MOST_IMAGES:
-        raise ValueError(f"gallery: one picture shows 1 to {MOST_IMAGES} images, got {len(images)}")
+    if not 1 <= len(images) <= MAX_IMAGES:
+        raise ValueError(f"gallery: expected 1 to {MAX_IMAGES} images, got {len(images)}")
     columns = min(columns, len(images))
     rows, high = ceil(len(images) / columns), 1 + max(caption.count("\n") for caption in captions)
-    figure = _picture(1.05 * columns, (1.0 + 0.15 * high) * rows)
+    figure = _figure(1.05 * columns, (1.0 + 0.15 * high) * rows)
     cells = figure.subplots(rows, columns, squeeze=False).flat
     for axes in cells:
         axes.set_axis_off()
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(caption, fontsize=7, parse_math=False)
-    return saved(figure, path)
+    return save(figure, path)
 
 
 def filters(w: Any, path: str | Path | None = None, columns: int = 8) -> Figure:
-    """Each filter of w (KH, KW, 3, F) as a colour picture; mid-grey is 0, and the largest weight has full strength."""
+    """Each filter of w (KH, KW, 3, F) as a colour image: 0 is mid-grey, its largest weight has full intensity."""
     w = to_host(w)
     if w.ndim != 4 or w.shape[2] != 3:
-        raise ValueError(f"filters: w has shape {w.shape}; expected (KH, KW, 3, F), filters over three colours")
+        raise ValueError(f"filters: w: expected shape (KH, KW, 3, F), filters over three colours, got {w.shape}")
     kh, kw, _, f = w.shape
     rows, columns = ceil(f / columns), min(f, columns)
     sheet = np.ones((rows * (kh + 1) - 1, columns * (kw + 1) - 1, 3))
     for k in range(f):
         top, left = k // columns * (kh + 1), k % columns * (kw + 1)
         sheet[top : top + kh, left : left + kw] = 0.5 + 0.5 * w[..., k] / max(float(np.abs(w[..., k]).max()), 1e-30)
-    figure = _picture(0.8 * columns, 0.8 * rows)
+    figure = _figure(0.8 * columns, 0.8 * rows)
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
-    return saved(figure, path)
+    return save(figure, path)
 
 
-# ---- answers
+# ---- predictions
 
 
 def prediction(
@@ -306,11 +312,11 @@ def prediction(
     found: Sequence[Sequence[tuple[str, float]]],
     path: str | Path | None = None,
 ) -> Figure:
-    """Each image (H, W, 3) under its name, and beside it a bar for the probability of each class in `found`,
-    as `predict` gives them."""
-    if not 1 <= len(images) <= MOST_IMAGES:
-        raise ValueError(f"prediction: one picture shows 1 to {MOST_IMAGES} images, got {len(images)}")
-    figure = _picture(6, 0.5 + 1.7 * len(images))
+    """Each image (H, W, 3) with its name, next to a bar for the probability of each class in `found`, the result
+    of `predict`."""
+    if not 1 <= len(images) <= MAX_IMAGES:
+        raise ValueError(f"prediction: expected 1 to {MAX_IMAGES} images, got {len(images)}")
+    figure = _figure(6, 0.5 + 1.7 * len(images))
     grid = figure.add_gridspec(len(images), 2, width_ratios=(1, 2.4))
     for i, (image, name, classes) in enumerate(zip(images, names, found, strict=True)):
         seen, bars = (figure.add_subplot(grid[i, j]) for j in range(2))
@@ -323,23 +329,26 @@ def prediction(
         bars.bar_label(drawn, [f"{100 * value:.1f} %" for value in p], padding=3, fontsize=8)
         bars.set_yticks(places, [name for name, _ in classes])
         bars.invert_yaxis()
-        bars.set_xlim(0, 1.15)  # room for the text behind a full bar
+        bars.set_xlim(0, 1.15)  # leaves room for the label of a full bar
         bars.set_xticks([0, 0.25, 0.5, 0.75, 1])
         bars.spines[["top", "right"]].set_visible(False)
     bars.set_xlabel("probability")
-    return saved(figure, path)
+    return save(figure, path)
 
 
 def confusion(matrix: Any, classes: Sequence[str], path: str | Path | None = None) -> Figure:
-    """How often each class (a row) was taken for each class (a column): right answers blue, mistakes orange, each the
-    stronger the more. A cell without a number is 0. Raises ValueError where the matrix does not fit the classes."""
+    """Confusion matrix: how often the net predicted each class (column) for images of each class (row).
+
+    Correct predictions are blue, mistakes orange, darker where there are more; an empty cell is 0. Raises ValueError
+    if the matrix does not fit the classes.
+    """
     counts, k = np.asarray(matrix), len(classes)
     if counts.shape != (k, k):
-        raise ValueError(f"confusion: matrix has shape {counts.shape}, expected ({k}, {k}), a row for each class")
+        raise ValueError(f"confusion: matrix: expected shape ({k}, {k}), one row per class, got {counts.shape}")
     right = np.eye(k, dtype=bool)
     most = np.where(right, max(1, counts[right].max(initial=0)), max(1, counts[~right].max(initial=0)))
-    figure = _picture(1.6 + 0.46 * k, 1.3 + 0.4 * k)
-    axes = figure.add_subplot(xlim=(0, k), ylim=(k, 0), xlabel="the net says", ylabel="it is")
+    figure = _figure(1.6 + 0.46 * k, 1.3 + 0.4 * k)
+    axes = figure.add_subplot(xlim=(0, k), ylim=(k, 0), xlabel="predicted class", ylabel="true class")
     for i, j in np.ndindex(k, k):
         colour = tint(COLOURS[0] if i == j else COLOURS[1], 0.6 * counts[i, j] / most[i, j])
         axes.add_patch(Rectangle((j, i), 1, 1, facecolor=colour, edgecolor="#dddddd", linewidth=0.6, gid="cell"))
@@ -349,7 +358,7 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | Path | None = Non
     axes.set_yticks(np.arange(k) + 0.5, classes)
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
-    return saved(figure, path)
+    return save(figure, path)
 
 
 # ---- speed
@@ -360,15 +369,16 @@ def roofline(
     points: Mapping[str, Mapping[str, tuple[float, float]]],
     path: str | Path | None = None,
 ) -> Figure:
-    """How fast operations can be, and are: speed over arithmetic intensity, both logarithmic.
+    """Roofline: attainable and measured speed over arithmetic intensity, both on a logarithmic scale.
 
-    roofs: by machine, its peak in GFLOP/s and its memory's bandwidth in GB/s: nothing runs faster than the lower of the
-    peak and bandwidth times intensity. points: by kind, then by name, (intensity in FLOP/byte, measured GFLOP/s).
+    roofs: {machine: (peak in GFLOP/s, memory bandwidth in GB/s)}. No operation is faster than
+    min(peak, bandwidth * intensity). points: {kind: {name: (intensity in FLOP/byte, measured GFLOP/s)}}.
+    Source: Williams, Waterman, Patterson 2009, "Roofline: an insightful visual performance model".
     """
     measured = [point for kind in points.values() for point in kind.values()]
     low = min(x for x, _ in measured) / 2
     high = max([x for x, _ in measured] + [peak / bandwidth for peak, bandwidth in roofs.values()]) * 4
-    figure = _picture(8, 4.6)
+    figure = _figure(8, 4.6)
     axes = figure.add_subplot()
     for i, (name, (peak, bandwidth)) in enumerate(roofs.items()):
         ridge = peak / bandwidth
@@ -382,16 +392,16 @@ def roofline(
             gid="roof",
         )
     for i, (kind, named) in enumerate(points.items()):
-        axes.plot(*zip(*named.values(), strict=True), linestyle="none", markersize=7, label=kind, **_look(i))
+        axes.plot(*zip(*named.values(), strict=True), linestyle="none", markersize=7, label=kind, **_style(i))
         for name, (x, y) in named.items():
             axes.annotate(name, (x, y), (0, -6), textcoords="offset points", fontsize=8, ha="center", va="top")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=min(y for _, y in measured) / 3)
-    axes.set_xlabel("arithmetic intensity (FLOP for each byte moved)")
+    axes.set_xlabel("arithmetic intensity (FLOP per byte moved)")
     axes.set_ylabel("GFLOP/s")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
-    return saved(figure, path)
+    return save(figure, path)

@@ -1,4 +1,4 @@
-"""Plots, tested by what they hold: lines, labels, bars, images."""
+"""Plots, tested by their contents: lines, labels, bars, images."""
 
 import json
 import subprocess
@@ -50,9 +50,9 @@ def test_curves_of_two_runs(tmp_path):
     np.testing.assert_allclose(loss.lines[3].get_ydata(), [3, 1.5, 1])
     np.testing.assert_allclose(rate.lines[1].get_ydata(), [0.1, 0.05, 0.1 / 3])
     assert list(error.lines[2].get_xdata()) == [1, 2, 3]
-    looks = [(line.get_color(), line.get_marker()) for line in error.lines]
-    assert looks[0] == looks[1] and looks[2] == looks[3]
-    assert looks[0][0] != looks[2][0] and looks[0][1] != looks[2][1]
+    styles = [(line.get_color(), line.get_marker()) for line in error.lines]
+    assert styles[0] == styles[1] and styles[2] == styles[3]
+    assert styles[0][0] != styles[2][0] and styles[0][1] != styles[2][1]
     assert legend(figure) == ["plain56", "resnet56", "training", "test"]
 
 
@@ -62,12 +62,12 @@ def test_one_run_may_be_named_alone_and_may_have_a_validation_set(tmp_path):
     assert figure.axes[0].lines[1].get_ydata()[0] == pytest.approx(80)
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
+def test_runs_of_the_same_name_are_labelled_by_their_paths(tmp_path):
     runs = [write_run(tmp_path / "x" / "run", 1), write_run(tmp_path / "y" / "run", 1)]
     assert legend(plots.curves(runs))[:2] == [str(run) for run in runs]
 
 
-def test_an_epoch_without_a_figure_leaves_a_gap(tmp_path):
+def test_a_missing_value_leaves_a_gap(tmp_path):
     run = write_run(tmp_path / "run", 2)
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"epoch": 3, "lr": 0.1, "train_loss": 1.0, "train_acc": null, "test_loss": NaN}\n')
@@ -77,7 +77,7 @@ def test_an_epoch_without_a_figure_leaves_a_gap(tmp_path):
 
 
 def test_a_folder_without_metrics(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run1 holds no metrics.jsonl"):
+    with pytest.raises(FileNotFoundError, match="run1 has no metrics.jsonl"):
         plots.curves(tmp_path / "run1")
     with pytest.raises(ValueError, match="at least one run"):
         plots.curves([])
@@ -118,7 +118,7 @@ def test_contact_sheet(tmp_path):
     assert [int(sheet[34 * 7 + 5, 34 * j + 5, 0]) for j in range(4)] == [7, 17, 27, 255]  # three of class 7
     rows = axes.get_yticks()
     assert 34 * 7 < rows[7] < 34 * 7 + 32
-    with pytest.raises(ValueError, match="per_class"):
+    with pytest.raises(ValueError, match="per_class: expected a positive integer, got 0"):
         plots.contact_sheet(tiny_set(), per_class=0)
 
 
@@ -129,7 +129,7 @@ def test_gallery():
     for k, axes in enumerate(figure.axes[:5]):
         assert axes.get_title() == f"no. {k}\n$5" and (np.asarray(axes.images[0].get_array()) == k).all()
     assert len(plots.gallery(images[:2], ["a", "b"]).axes) == 2
-    with pytest.raises(ValueError, match="1 to 40 images, got 0"):
+    with pytest.raises(ValueError, match="expected 1 to 40 images, got 0"):
         plots.gallery([], [])
 
 
@@ -143,12 +143,12 @@ def test_filters():
     np.testing.assert_allclose(sheet[0, 0], 0.5)
     np.testing.assert_allclose(sheet[0, 3], 1)  # between two filters
     np.testing.assert_allclose(sheet[3, :7], np.array([[0.5] * 3] * 3 + [[1] * 3] + [[0.5] * 3] * 3))
-    np.testing.assert_allclose(sheet[3:, 8:], 1)  # a second line of two filters
-    with pytest.raises(ValueError, match="wanted .KH, KW, 3, F."):
+    np.testing.assert_allclose(sheet[3:, 8:], 1)  # a second row of two filters
+    with pytest.raises(ValueError, match="filters: w: expected shape .KH, KW, 3, F."):
         plots.filters(np.ones((3, 3, 16, 16)))
 
 
-# ---- answers and speed
+# ---- predictions and speed
 
 
 def test_confusion():
@@ -156,21 +156,21 @@ def test_confusion():
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == ["7", "2", "1", "3", "4"]
     places = {text.get_text(): text.get_position() for text in axes.texts}
-    assert places["2"] == (1.5, 0.5) and places["4"] == (0.5, 2.5)  # guesses to the right, labels downwards
+    assert places["2"] == (1.5, 0.5) and places["4"] == (0.5, 2.5)  # x: predicted class, y: true class
     assert axes.get_ylim() == (3, 0)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "ship"]
     colours = [cell.get_facecolor()[:3] for cell in axes.patches]
-    assert colours[0][2] > colours[0][0] and colours[6][0] > colours[6][2]  # blue where right, orange where wrong
-    assert colours[6][2] < colours[1][2] < colours[3][2] < 1  # 4 is stronger than 2, 2 than 1
+    assert colours[0][2] > colours[0][0] and colours[6][0] > colours[6][2]  # blue if correct, orange if not
+    assert colours[6][2] < colours[1][2] < colours[3][2] < 1  # 4 is darker than 2, 2 than 1
     assert colours[2] == colours[8] == (1, 1, 1)
     plots.confusion(np.zeros((3, 3), int), ("cat", "dog", "ship"))
-    with pytest.raises(ValueError, match="shape .2, 3., expected .3, 3."):
+    with pytest.raises(ValueError, match="expected shape .3, 3., .*got .2, 3."):
         plots.confusion(np.zeros((2, 3), int), ("cat", "dog", "ship"))
 
 
 def test_a_roofline_rises_with_the_bandwidth_and_is_flat_at_the_peak():
     points = {"conv": {"3x3": (36, 40)}, "other": {"relu": (0.125, 1), "norm": (0.5, 3)}}
-    (axes,) = plots.roofline({"here": (80, 10), "there": (8000, 400)}, points).axes
+    (axes,) = plots.roofline({"cpu": (80, 10), "gpu": (8000, 400)}, points).axes
     roofs = [line for line in axes.lines if line.get_gid() == "roof"]
     for roof, (peak, bandwidth) in zip(roofs, ((80, 10), (8000, 400)), strict=True):
         x, y = np.array(roof.get_data())
@@ -184,13 +184,13 @@ def test_a_roofline_rises_with_the_bandwidth_and_is_flat_at_the_peak():
 # ---- all
 
 
-def test_pictures_are_drawn_in_a_notebooks_style_too():
+def test_figures_can_be_drawn_in_the_notebook_style():
     with rc_context():
         plots.notebook_style()
         assert rcParams["axes.prop_cycle"].by_key()["color"] == list(plots.COLOURS)
         assert plots.contact_sheet(tiny_set(), per_class=2)._repr_png_().startswith(b"\x89PNG")
 
 
-def test_pictures_do_without_pyplot():
+def test_no_figure_needs_pyplot():
     code = "import sys, minires.plots, minires.course.drawings; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Polygon, 
 from minires.backend import to_host
 from minires.conv import output_size, patches
 from minires.nn import Conv2d, Linear, Module
-from minires.plots import COLOURS, INK, Picture, saved, tint
+from minires.plots import COLOURS, INK, NotebookFigure, save, tint
 from minires.resnet import SubsampleAndPad
 from minires.summary import FOLLOWERS, blocks_of, kernel, stage_of
 from minires.tensor import FREED, Tensor
@@ -44,9 +44,9 @@ Parents = Callable[[Any], Sequence[Any]]  # gives what a tensor or value was com
 # ---- boxes and arrows
 
 
-def _canvas(left: float, right: float, bottom: float, top: float, inches: float) -> tuple[Picture, Axes]:
+def _canvas(left: float, right: float, bottom: float, top: float, inches: float) -> tuple[NotebookFigure, Axes]:
     """Empty axes over these coordinates, drawn at so many inches a unit."""
-    figure = Picture(figsize=(inches * (right - left), inches * (top - bottom)), dpi=120)
+    figure = NotebookFigure(figsize=(inches * (right - left), inches * (top - bottom)), dpi=120)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
     axes.set_axis_off()
@@ -97,7 +97,7 @@ def graph(tensor: Tensor, path: str | Path | None = None, names: Mapping[str, Te
             gid="operation" if made else "leaf",
         )
 
-    return saved(_draw_graph(tensor, _parents, draw, row=0.66), path)
+    return save(_draw_graph(tensor, _parents, draw, row=0.66), path)
 
 
 def _parents(t: Tensor) -> Sequence[Tensor]:
@@ -157,10 +157,12 @@ def values(
                 bbox={"boxstyle": "circle,pad=0.25", "facecolor": INK, "edgecolor": INK},
             )
 
-    return saved(_draw_graph(root, lambda v: v.parents, draw, row=0.85), path)
+    return save(_draw_graph(root, lambda v: v.parents, draw, row=0.85), path)
 
 
-def _draw_graph(root: Any, parents: Parents, draw: Callable[[Axes, Any, float, float], None], row: float) -> Picture:
+def _draw_graph(
+    root: Any, parents: Parents, draw: Callable[[Axes, Any, float, float], None], row: float
+) -> NotebookFigure:
     """`draw` puts a box around (x, y) for `root` and all it was computed from; here they get places and arrows.
 
     row: inches from box to box in a column.
@@ -283,7 +285,7 @@ def chain(names: Sequence[str], uses: Sequence[tuple[str, str]], path: str | Pat
                 [MOVE, CURVE4, CURVE4, CURVE4],
                 gid="use",
             )
-    return saved(figure, path)
+    return save(figure, path)
 
 
 # ---- nets and their blocks
@@ -349,7 +351,7 @@ def blocks(net: Module, path: str | Path | None = None) -> Figure:
         tail += [(x, -deepest - 0.2), (between, -deepest - 0.2), (between, 0.25), (x + pitch, 0.25)]
     if handles:
         figure.legend(handles=handles, loc="lower center", ncols=legend_columns, fontsize=8, frameon=False)
-    return saved(figure, path)
+    return save(figure, path)
 
 
 def _found(net: Module) -> list[_Block]:
@@ -433,7 +435,7 @@ def block_pair(path: str | Path | None = None) -> Figure:
         left, low = x - width / 2 - 0.2, -step * (len(inside) - 0.25) - high / 2
         axes.plot([left + 0.1, left, left, left + 0.1], [-0.3, -0.3, low, low], color=INK, linewidth=1)
         axes.text(left - 0.1, (low - 0.3) / 2, name, ha="right", va="center", fontsize=9)
-    return saved(figure, path)
+    return save(figure, path)
 
 
 def widths(blocks: Mapping[str, Module], path: str | Path | None = None) -> Figure:
@@ -474,7 +476,7 @@ def widths(blocks: Mapping[str, Module], path: str | Path | None = None) -> Figu
         bottom = y + gap - 0.12
         _arrow(axes, [(x, top + 0.16), (x, top)])
         _shortcut(axes, x, top + 0.1, bottom, x + full / 2 + 0.3, "-")
-    return saved(figure, path)
+    return save(figure, path)
 
 
 # ---- arrays and convolutions
@@ -514,7 +516,7 @@ def numbers(
                 )
             left += width + gap
         top -= height + 0.1
-    return saved(figure, path)
+    return save(figure, path)
 
 
 def _cells(axes: Axes, left: float, top: float, grid: np.ndarray, colours: Any, size: float = 1.0) -> None:
@@ -582,7 +584,7 @@ def patches_to_rows(x: np.ndarray, w: np.ndarray, path: str | Path | None = None
         axes.text(left + grid.shape[1] / 2, top + 0.25, name, ha="center", fontsize=9)
     for left, sign in ((lefts[2], "@"), (lefts[3], "=")):
         axes.text(left - 0.95, middle, sign, ha="center", va="center", fontsize=12)
-    return saved(figure, path)
+    return save(figure, path)
 
 
 def taps(
@@ -644,4 +646,4 @@ def taps(
         )
     for j, x in enumerate(at):
         _box(axes, x, upper, 0.56, 0.5, f"y{j}", COLOURS[4], zorder=3, gid="output")
-    return saved(figure, path)
+    return save(figure, path)
