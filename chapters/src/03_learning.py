@@ -5,7 +5,7 @@
 # - derive cross-entropy from one sentence about probability, and its gradient in three lines;
 # - train a linear classifier and a small net on images, and say what learning rate, momentum and weight decay do;
 # - run the three checks that come before any long training;
-# - choose a learning rate by measuring, and first weights by calculating.
+# - choose a learning rate by measuring, and initial weights by calculating.
 #
 # **You need** chapters 1 and 2, logarithms, and the variance of a sum of independent numbers.
 #
@@ -29,25 +29,24 @@ import minires as mr
 from minires import plots
 from minires.data import Normalise
 from minires.nn import Flatten, Linear, ReLU, Sequential
-from minires.training.loop import open_data
 
 plots.notebook_style()
 
 # %% [markdown]
 # ## 1. The task
 #
-# Ten kinds of pictures, 32 by 32 pixels. A net shall say which kind a new picture is. If the environment variable
-# `MINIRES_DATA` names a folder with CIFAR-10, this notebook uses it; else it uses Shapes-10, which minires draws by
-# itself.
+# Ten kinds of images, 32 by 32 pixels. A net should say which kind a new image is. If the environment variable
+# `MINIRES_DATA` names a folder with CIFAR-10, this notebook uses it; otherwise it uses Shapes-10, which minires draws
+# by itself.
 
 # %%
-data = open_data("auto")
+data = mr.open_data("auto")
 plots.contact_sheet(data, per_class=6)
 
 # %% [markdown]
-# We take 5,000 of the training images, to be quick, and lay 1,000 of them aside for **validation**: they are never
-# trained on, and every choice is made by them. The **test** set stays shut until the end of the chapter. Why two?
-# Whoever tries twenty settings and keeps the best on a set has, by that very act, fitted to that set a little.
+# We take 5,000 of the training images, to be quick, and set 1,000 of them aside for **validation**: we never train on
+# them, and use them for every choice. The **test** set stays closed until the end of the chapter. Why two? If you try
+# twenty settings and keep the one that is best on some set, you have already fitted to that set a little.
 #
 # Pixels are bytes, 0 to 255. We shift and scale each colour channel so that its mean over the training images is 0 and
 # its variance 1.
@@ -62,11 +61,11 @@ print("mean and standard deviation of the training part:", *(f"{v:.3f}" for v in
 # %% [markdown]
 # ## 2. From scores to probabilities
 #
-# The simplest net: lay the picture out as a row of 3,072 numbers, and give each class a score, a weighted sum of them.
+# The simplest net: flatten the image to a row of 3,072 numbers, and give each class a score, a weighted sum of them.
 #
 # $$ s = x W + b \qquad x: (N, 3072) \quad W: (3072, 10) \quad b: (10,) \quad s: (N, 10) $$
 #
-# Scores are any numbers. To speak of learning we want **probabilities**: positive, with sum 1. Two steps: make the
+# Scores can be any numbers. To speak of learning we want **probabilities**: positive, with sum 1. Two steps: make the
 # scores positive with $e^s$, then divide by the sum. That is the **softmax**.
 #
 # $$ p_k = \frac{e^{s_k}}{\sum_j e^{s_j}} $$
@@ -98,12 +97,12 @@ for changed in (scores, scores + 100, 3 * scores):
     show(changed)
 
 # %% [markdown]
-# Nothing; and the favourite gets nearly all. Only **differences** of scores count, for a common factor $e^{100}$
-# cancels in the fraction.
+# Nothing; and the favourite gets nearly everything. Only **differences** of scores count, since a common factor
+# $e^{100}$ cancels in the fraction.
 #
-# This has a practical side. Computed as it is written, the formula breaks down for large scores: $e^{1000}$ is too
-# large for any float. But we are free to take away the same number from all scores, and if we take the largest, every
-# exponent is 0 or below. `mr.log_softmax` does that, and you will in exercise 3.1.
+# This has a practical side. Computed as written, the formula breaks down for large scores: $e^{1000}$ is too large for
+# any float. But we may subtract the same number from all scores, and if we subtract the largest, every exponent is 0 or
+# below. `mr.log_softmax` does that, and so will you in exercise 3.1.
 
 # %%
 with np.errstate(all="ignore"):
@@ -112,30 +111,30 @@ with np.errstate(all="ignore"):
 print("carefully: ", np.exp(mr.log_softmax(mr.Tensor(big)).data))
 
 # %% [markdown]
-# ## 3. The loss: how likely does the net find what happened?
+# ## 3. The loss: how probable does the net find what happened?
 #
-# The net says: "picture 1 is a disc with probability 0.7". It **was** a disc. And so for each picture $n$ there is a
-# number $p_{y_n}$: the probability that the net gave to the label that it really had.
+# The net says: "image 1 is a disc with probability 0.7". It **was** a disc. So for each image $n$ there is a number
+# $p_{y_n}$: the probability that the net gave to the image's true label.
 #
-# One sentence holds the whole theory: **good weights are those under which the labels that we saw are most probable.**
-# If pictures are independent, the probability of all labels together is the product
+# One sentence holds the entire theory: **good weights are those under which the labels that we saw are most probable.**
+# If images are independent, the probability of all labels together is the product
 #
 # $$ P = \prod_{n=1}^{N} p_{y_n} $$
 #
-# the **likelihood**. It is what we want to make large. It is also an awkward number:
+# the **likelihood**. We want to make it large. It is also an awkward number:
 
 # %%
-print("1,000 pictures, each label given probability 0.5:", 0.5**1000)
-print("and 2,000 of them:                               ", 0.5**2000)
+print("1,000 images, each label given probability 0.5:", 0.5**1000)
+print("and 2,000 of them:                             ", 0.5**2000)
 
 # %% [markdown]
-# The second is zero to the computer. So we take the logarithm, which makes a sum of the product and has its maximum at
-# the same place; a minus sign, so that small is good; and divide by $N$, so that it doesn't depend on how many pictures
-# we look at:
+# The second is zero to the computer. So we take the logarithm, which turns the product into a sum and has its maximum
+# at the same place; a minus sign, so that small is good; and divide by $N$, so that it doesn't depend on the number of
+# images:
 #
 # $$ L = -\frac1N \sum_{n} \ln p_{y_n} $$
 #
-# This is the **cross-entropy**. For a single picture it is $-\ln p$ of the right class:
+# This is the **cross-entropy**. For a single image it is $-\ln p$ of the right class:
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(5, 2.8))
@@ -156,7 +155,7 @@ plt.show()
 
 # %% [markdown]
 # To be sure and right costs nearly nothing; to be sure and wrong is expensive. There is a good way to read a loss:
-# $e^{L}$ is the number of classes among which the net is, on the whole, still undecided.
+# $e^{L}$ is the number of classes between which the net is, on average, still undecided.
 #
 # **Predict.** A net with random, tiny weights knows nothing yet. What is its loss on ten classes, to three digits?
 
@@ -168,25 +167,26 @@ def softmax_regression(seed=0):
 
 net = softmax_regression()
 loss = mr.cross_entropy(net(mr.Tensor(x[TRAIN])), y[TRAIN])
-print(f"loss {loss.item():.3f}   ln 10 = {np.log(10):.3f}   undecided among {np.exp(loss.item()):.2f} classes")
+print(f"loss {loss.item():.3f}   ln 10 = {np.log(10):.3f}   undecided between {np.exp(loss.item()):.2f} classes")
 
 # %% [markdown]
-# All scores are nearly 0, all probabilities nearly $1/10$, and $-\ln \frac{1}{10} = \ln 10$. Remember this number: it's
-# the first of our checks. A net of ten classes that starts far from 2.303 has too large last weights, or a bug.
+# All scores are nearly 0, all probabilities nearly $1/10$, and $-\ln \frac{1}{10} = \ln 10$. Remember this number: it
+# is the first of our checks. A net for ten classes that starts far from 2.303 has a last layer whose weights are too
+# large, or a bug.
 #
 # ## 4. The gradient of the loss
 #
-# One picture with scores $s$ and right class $y$. Insert the softmax and use $\ln \frac{a}{b} = \ln a - \ln b$:
+# Take one image with scores $s$ and right class $y$. Insert the softmax and use $\ln \frac{a}{b} = \ln a - \ln b$:
 #
 # $$ L = -\ln p_y = -\ln \frac{e^{s_y}}{\sum_j e^{s_j}} = -s_y + \ln \sum_j e^{s_j} $$
 #
-# Differentiate with respect to the score of class $k$. The first term gives $-1$ if $k = y$, and 0 else; write $t_k$
-# for "1 if $k = y$, else 0". The second gives, by the chain rule, $\frac{1}{\sum_j e^{s_j}}\, e^{s_k}$, and that is
-# $p_k$:
+# Differentiate with respect to the score of class $k$. The first term gives $-1$ if $k = y$, otherwise 0; write $t_k$
+# for "1 if $k = y$, otherwise 0". The second gives, by the chain rule, $\frac{1}{\sum_j e^{s_j}}\, e^{s_k}$, and that
+# is $p_k$:
 #
 # $$ \frac{\partial L}{\partial s_k} = p_k - t_k $$
 #
-# *What the net says minus what it should have said.* For the mean over a batch, each picture's share is divided by $N$.
+# *What the net says minus what it should have said.* For the mean over a batch, each image's share is divided by $N$.
 # Trust, but check:
 
 # %%
@@ -207,20 +207,20 @@ right.set(title="where descent pushes the scores: $t - p$", xlabel="class", xtic
 plt.show()
 
 # %% [markdown]
-# The right score is pushed up, all others down, each in proportion to the probability it had wrongly been given. The
-# pushes add up to 0. A picture that is already understood ($p_y \approx 1$) pushes hardly at all.
+# The right score is pushed up, all others down, each in proportion to the probability it wrongly got. The pushes add up
+# to 0. An image that is already understood ($p_y \approx 1$) pushes hardly at all.
 #
-# From here the chain rule goes on. $s = xW$ is a matrix product, so with chapter 1 $dW = x^{\mathsf T}(p - t)/N$: **to
-# the column of its own class, a picture is added; from the columns of the others, it is taken away.** We shall see that
-# in a minute.
+# From here the chain rule continues. $s = xW$ is a matrix product, so by chapter 1 $dW = x^{\mathsf T}(p - t)/N$:
+# **descent adds an image to the column of its own class, and subtracts it from the columns of the others.** We will see
+# that in a minute.
 #
 # ## 5. Stochastic gradient descent
 #
 # Descent takes many small steps against the gradient, $w \leftarrow w - \text{lr}\cdot g$, where lr is the **learning
-# rate**. The true gradient is a mean over all 4,000 pictures. Must we look at all of them for one step?
+# rate**. The true gradient is a mean over all 4,000 images. Must we look at all of them for one step?
 #
-# **Predict.** Take the mean over a random **batch** of $B$ pictures instead. How does its error fall with $B$? How many
-# more pictures for half the error?
+# **Predict.** Take the mean over a random **batch** of $B$ images instead. How does its error fall with $B$? How many
+# more images for half the error?
 
 
 # %%
@@ -244,7 +244,7 @@ for b, value in zip(batches, noise, strict=True):
 figure, axes = plt.subplots(figsize=(5, 2.8))
 axes.loglog(batches, noise, "o-", label="measured")
 axes.loglog(batches, noise[0] / np.sqrt(batches), "--", label=r"$1/\sqrt{B}$")
-axes.set(xlabel="pictures in the batch", ylabel="error / true length")
+axes.set(xlabel="images in the batch", ylabel="error / true length")
 axes.set_xticks(batches, batches)
 axes.set_yticks([2, 5, 10, 20, 50], [2, 5, 10, 20, 50])
 axes.minorticks_off()
@@ -252,14 +252,14 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# A single picture says next to nothing about the way. And the mean behaves like every mean of random draws: the error
-# falls with $1/\sqrt{B}$, so half the error costs **four times** the pictures. That is bad business. It is better to
-# take many cheap, noisy steps than few exact ones: the noise averages out along the way. Hence *stochastic* gradient
-# descent, SGD, and batches of 32 to 256.
+# A single image says next to nothing about the direction. And the mean behaves like every mean of random draws: the
+# error falls with $1/\sqrt{B}$, so half the error costs **four times** as many images. That is a bad bargain. It is
+# better to take many cheap, noisy steps than few exact ones: the noise averages out along the way. Hence *stochastic*
+# gradient descent, SGD, and batches of 32 to 256.
 #
 # ### The learning rate
 #
-# How long may a step be? Take the simplest valley, $L = \frac{c}{2} w^2$, with gradient $c\,w$. A step makes of $w$
+# How long may a step be? Take the simplest valley, $L = \frac{c}{2} w^2$, with gradient $c\,w$. A step changes $w$ to
 #
 # $$ w - \text{lr}\cdot c\,w = (1 - \text{lr}\cdot c)\, w $$
 #
@@ -267,8 +267,8 @@ plt.show()
 #
 # $$ \text{lr} < \frac{2}{c} $$
 #
-# **The steepest direction sets the limit, and the flattest direction pays for it**: there, at such a step, hardly
-# anything moves. Here is a valley with curvature 10 across and 0.5 along.
+# **The steepest direction sets the limit, and the flattest direction pays for it**: there, such a step hardly moves
+# anything. Here is a valley with curvature 10 across and 0.5 along.
 #
 # **Predict.** The limit is $2 / 10 = 0.2$. What do 30 steps look like at 0.02, at 0.18 and at 0.202? And what might
 # help?
@@ -309,12 +309,12 @@ for axes, (title, path) in zip(panels.flat, walks.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# Too small: it creeps. Near the limit: across the valley it jumps from wall to wall, along it it moves well. Above the
-# limit: the jumps grow, and with them the loss.
+# Too small: it creeps. Near the limit: across the valley it jumps from wall to wall, along the valley it moves well.
+# Above the limit: the jumps grow, and with them the loss.
 #
 # ### Momentum
 #
-# The last picture shows the cure. Give the walker mass. A **velocity** gathers the gradients and forgets them slowly:
+# The last plot shows the cure. Give the walker mass. A **velocity** collects the gradients and forgets them slowly:
 #
 # $$ v \leftarrow m\,v + g \qquad\qquad w \leftarrow w - \text{lr}\cdot v $$
 #
@@ -323,7 +323,7 @@ plt.show()
 #
 # $$ v \to \frac{g}{1 - m} $$
 #
-# **Predict.** With $m = 0.9$, how many times as far as without does a long walk go?
+# **Predict.** With $m = 0.9$, how much further does a long walk go than without momentum?
 
 # %%
 w = mr.Tensor(np.zeros(1), requires_grad=True)
@@ -336,23 +336,23 @@ for step in range(1, 61):
 
 # %% [markdown]
 # Ten times, as $1/(1 - 0.9)$ says. So momentum 0.9 acts like a learning rate ten times as large, in the directions
-# where the gradient is steady. Mind that when you change it.
+# where the gradient is steady. Keep that in mind when you change it.
 #
 # ### Weight decay
 #
-# A net with large weights can bend to every noise in its training pictures. **Weight decay** holds a rubber band on
+# A net with large weights can bend to every bit of noise in its training images. **Weight decay** puts a rubber band on
 # every weight: it adds $\frac{\lambda}{2} |w|^2$ to the loss, and so $\lambda w$ to the gradient.
 #
 # $$ w \leftarrow w - \text{lr}\,(g + \lambda w) = (1 - \text{lr}\,\lambda)\, w - \text{lr}\, g $$
 #
-# The second form explains the name: at each step, the weight first loses a small share of itself. A weight for which no
-# picture pulls fades away.
+# The second form explains the name: at each step, the weight first loses a small share of itself. A weight that no
+# image pulls on fades away.
 
 # %%
 w = mr.Tensor(np.ones(1), requires_grad=True)
 optimiser = mr.SGD([w], lr=0.1, weight_decay=0.5)
 for step in range(1, 21):
-    w.grad = np.zeros(1)  # no picture pulls
+    w.grad = np.zeros(1)  # no image pulls
     optimiser.step()
     if step in (1, 2, 20):
         print(f"step {step:2}: w = {w.item():.4f}   (1 - 0.1 * 0.5)^{step} = {0.95**step:.4f}")
@@ -360,8 +360,8 @@ for step in range(1, 21):
 # %% [markdown]
 # ## 6. Softmax regression
 #
-# Now the training loop. It will stay the same until the last chapter: forward, loss, backward, step, and forget the
-# gradients. After each epoch (once through all training pictures, in a new order) we look at the validation part,
+# Now the training loop. It will stay the same until the last chapter: forward, loss, backward, step, and clear the
+# gradients. After each epoch (once through all training images, in a new order) we evaluate on the validation part,
 # without a graph.
 
 
@@ -377,8 +377,8 @@ def validate(net):
 
 
 def train(net, epochs, lr, momentum=0.9, weight_decay=0.0, batch=64, verbose=True):
-    """Train on the training part. Returns a list of (training loss, accuracy, validation loss, accuracy), one an epoch,
-    and the loss of every step."""
+    """Train on the training part. Returns (training loss, accuracy, validation loss, accuracy) for each epoch, and the
+    loss of every step."""
     optimiser = mr.SGD(net.parameters(), lr, momentum, weight_decay)
     history, losses = [], []
     for epoch in range(epochs):
@@ -394,7 +394,7 @@ def train(net, epochs, lr, momentum=0.9, weight_decay=0.0, batch=64, verbose=Tru
             losses.append(loss.item())
             right += int((scores.data.argmax(axis=1) == y[rows]).sum())
             if not np.isfinite(losses[-1]):
-                return history, losses  # diverged: no use going on
+                return history, losses  # diverged: more steps would not help
         history.append((np.mean(losses[first:]), right / 4000, *validate(net)))
         if verbose:
             a, b, c, d = history[-1]
@@ -403,14 +403,15 @@ def train(net, epochs, lr, momentum=0.9, weight_decay=0.0, batch=64, verbose=Tru
 
 
 # %% [markdown]
-# **Predict.** One template a class, no hidden layer. Chance is 10 %. What will it reach on pictures it has not seen?
+# **Predict.** One template per class, no hidden layer. Guessing gives 10 %. What accuracy will it reach on images it
+# has not seen?
 
 # %%
 net = softmax_regression()
 history, _ = train(net, epochs=10, lr=0.001)
 
 # %% [markdown]
-# The weights of each class are 3,072 numbers, as many as a picture has. So we can look at what has been learned:
+# The weights of each class are 3,072 numbers, as many as an image has. So we can look at what has been learned:
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(2, 5, figsize=(8, 3.5))
@@ -423,19 +424,19 @@ for axes, template, name in zip(panels.flat, templates, data.classes, strict=Tru
 plt.show()
 
 # %% [markdown]
-# These are the templates: all pictures of the class added, all others taken away, as section 4 said. A linear
-# classifier can only ask *how much does this picture look like my template?*
+# These are the templates: all images of the class added, all others subtracted, as section 4 said. A linear classifier
+# can only ask *how much does this image look like my template?*
 #
-# On Shapes-10 that is hopeless, and on purpose: every shape comes in every colour, on every background, turned and
-# moved. A bright disc on a dark ground and a dark disc on a bright one are opposite pictures, and no template can like
-# both. With some goodwill you can make out a ring or upright stripes, in a lot of noise. It shows in the figures: the
-# training loss falls, the validation loss rises. (On CIFAR-10 templates do better, for there sky is blue and grass is
-# green.)
+# On Shapes-10 that is hopeless, and on purpose: every shape comes in every colour, on every background, rotated and
+# moved. A bright disc on a dark ground and a dark disc on a bright one are opposite images, and no template can like
+# both. With some goodwill you can make out a ring or upright stripes, in a lot of noise. The numbers show it too: the
+# training loss falls, the validation loss rises. (On CIFAR-10 templates do better, because there the sky is blue and
+# grass is green.)
 #
 # ## 7. A hidden layer
 #
-# To say "disc, in whatever colour", a net must combine questions. Put a layer of 256 ReLUs in between, a **multilayer
-# perceptron** (MLP):
+# To say "disc, in whatever colour", a net must combine questions. Put a layer of 256 ReLUs in between, and you have a
+# **multilayer perceptron** (MLP):
 #
 # $$ h = \text{relu}(x W_1 + b_1) \qquad s = h W_2 + b_2 $$
 
@@ -464,8 +465,8 @@ for name, std in (("0.01", 0.01), ("1", 1.0)):
     print(f"last weights of size {name:4}: first loss {validate(loud)[0]:6.3f}")
 
 # %% [markdown]
-# **2. A single batch can be learned by heart.** Take 32 pictures and nothing else. A net with 789,258 parameters must
-# be able to get their loss down to zero. If it can't, don't look for a better learning rate: look for the bug.
+# **2. The net can memorise a single batch.** Take 32 images and nothing else. A net with 789,258 parameters must be
+# able to get their loss down to zero. If it can't, don't look for a better learning rate: look for the bug.
 #
 # **Predict.** Below are three nets. One is sound. In one, somebody put a ReLU behind the last layer, "since all layers
 # have one". In one, the gradients are never cleared. Which curve will belong to which?
@@ -503,16 +504,16 @@ plt.show()
 for name, losses in one_batch.items():
     print(f"{name:28} last loss {losses[-1]:.3g}")
 dead = int((relu_net(mr.Tensor(x[:32])).data == 0).all(axis=1).sum())
-print(f"with the ReLU, {dead} of 32 pictures have ten scores of 0; {dead} / 32 ln 10 = {dead / 32 * np.log(10):.3f}")
+print(f"with the ReLU, {dead} of 32 images have ten scores of 0; {dead} / 32 ln 10 = {dead / 32 * np.log(10):.3f}")
 
 # %% [markdown]
 # All three begin at ln 10: check 1 finds neither bug. Check 2 finds both at once. With the ReLU, descent pushes wrong
 # scores down to 0, and sometimes the right one with them. Where all ten are 0, no gradient passes any more, and that
-# picture costs $\ln 10$ for ever. With gradients that pile up, every step repeats all the earlier ones.
+# image costs $\ln 10$ for ever. With gradients that pile up, every step repeats all the earlier ones.
 #
 # **3. The learning rate is chosen by measuring.** One epoch each, over a wide range, in equal factors.
 #
-# **Predict.** What will the picture look like, from $10^{-4}$ to 0.3? Where would you put your finger?
+# **Predict.** What will the curve look like, from $10^{-4}$ to 0.3? Which value would you choose?
 
 # %%
 rates = np.logspace(-4, -0.5, 15)
@@ -538,14 +539,14 @@ axes.legend(fontsize=8, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# Every such picture has three parts: left, nothing happens; then a valley; and right, not far behind the best, a
-# **cliff**. The best learning rate lies within a factor of a few of the cliff. So choose the bottom or a little left of
-# it, never to the right.
+# Every such curve has three parts: on the left, nothing happens; then a valley; and on the right, not far from the
+# best, a **cliff**. The best learning rate is within a factor of a few of the cliff. So choose the bottom or a little
+# to the left of it, never to the right.
 #
 # ### Momentum, live
 #
 # **Predict.** Three runs: (a) lr 0.01 without momentum, (b) lr 0.01 with momentum 0.9, (c) lr 0.1 without momentum.
-# Which two will be alike?
+# Which two will be similar?
 
 # %%
 settings = {
@@ -567,7 +568,7 @@ for name, losses in curves.items():
     print(f"{name:27} mean loss of the last 60 steps: {np.mean(losses[-60:]):.2f}")
 
 # %% [markdown]
-# (b) and (c), as $\frac{1}{1 - m} = 10$ promised. And (b) comes out ahead: in the shaky directions it takes the small
+# (b) and (c), as $\frac{1}{1 - m} = 10$ promised. And (b) ends up ahead: in the shaky directions it takes the small
 # steps, in the steady ones the large.
 #
 # ### Weight decay, live
@@ -604,13 +605,13 @@ for name, net in (("without", free), ("with", held)):
 
 # %% [markdown]
 # Look at the **gap** between dashed and solid. Without decay the training loss heads for zero while the validation loss
-# no longer falls: the net learns its 4,000 pictures by heart. Weight decay keeps the weights shorter and the gap
-# smaller. On validation pictures both nets are right about as often, and still the free net has the higher loss: where
-# it is wrong, it is very sure of it.
+# no longer falls: the net memorises its 4,000 images. Weight decay keeps the weights smaller and the gap narrower. On
+# validation images both nets are right about as often, but the free net has the higher loss: where it is wrong, it is
+# very sure of it.
 #
-# ## 8. The first weights
+# ## 8. The initial weights
 #
-# With two layers the first weights were no trouble. In a deep net, their size decides whether anything is learned at
+# With two layers the initial weights were no problem. In a deep net, their size decides whether anything is learned at
 # all. Why?
 #
 # Follow the **size** of a signal through one layer, $y_j = \sum_{i=1}^{n} x_i w_{ij}$, where $n$ is the number of
@@ -619,8 +620,8 @@ for name, net in (("without", free), ("with", held)):
 #
 # $$ \text{var}(y_j) = n\,\sigma^2\,E[x^2] $$
 #
-# Then comes ReLU. $y$ is as often positive as negative, and ReLU throws the negative half away, so of the mean square
-# **half** is left:
+# Then comes ReLU. $y$ is as often positive as negative, and ReLU throws the negative half away, so **half** of the mean
+# square is left:
 #
 # $$ E[\text{relu}(y)^2] = \tfrac12\,\text{var}(y) = \tfrac12\, n\,\sigma^2\, E[x^2] $$
 #
@@ -630,7 +631,7 @@ for name, net in (("without", free), ("with", held)):
 #
 # $$ \tfrac12\, n\,\sigma^2 = 1 \qquad\Longrightarrow\qquad \sigma = \sqrt{\frac{2}{n}} $$
 #
-# This is **He initialisation** (He et al. 2015), and it is what `Linear` and `Conv2d` of minires do by default.
+# This is **He initialisation** (He et al. 2015), and it is the default of `Linear` and `Conv2d` in minires.
 #
 # **Predict.** 30 layers of 256 ReLUs. By which factor does the signal's size (the root of the mean square) change for
 # $\sigma = 0.01$? For $\sigma = \sqrt{1/n}$, with the 2 forgotten? For He's?
@@ -695,11 +696,11 @@ panels[0].set_yticks([-row for row in range(len(shown))], [f"layer {layer}" for 
 plt.show()
 
 # %% [markdown]
-# From top to bottom, the outputs of seven of the 30 layers. Left and in the middle a heap at zero is all that is left.
-# The last layer sees nothing. On the right the signal lives.
+# From top to bottom, the outputs of seven of the 30 layers. On the left and in the middle, all that is left is a heap
+# at zero. The last layer sees nothing. On the right the signal lives.
 #
-# The same as curves, and beside them the gradient on its way back. It goes through the same weights, so it suffers the
-# same fate, from the other end.
+# Now the same as curves, and next to them the gradient in the backward pass. It goes through the same weights, so it
+# suffers the same fate, from the other end.
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
@@ -715,13 +716,13 @@ for name, (_, gradients) in found.items():
     print(f"{name:14} gradient at layer 30: {size(gradients[-1]):.1e}   at layer 1: {size(gradients[0]):.1e}")
 
 # %% [markdown]
-# With $\sqrt{1/n}$ each layer loses a factor $\sqrt{1/2}$, and 30 of them $2^{-15}$, some thirty thousandth. With He's
-# rule both stay level, forward and back. Does it matter for learning? Ten layers, one batch by heart, and nothing
-# different but the first weights:
+# With $\sqrt{1/n}$ each layer loses a factor $\sqrt{1/2}$, and 30 of them $2^{-15}$, about one thirty-thousandth. With
+# He's rule both stay level, forward and backward. Does it matter for learning? Ten layers, one batch to memorise, and
+# nothing different but the initial weights:
 
 
 # %%
-def heart(rule, steps=60):
+def memorise(rule, steps=60):
     net = deep_net(rule, depth=10, width=128)
     optimiser, losses = mr.SGD(net.parameters(), lr=0.003, momentum=0.9), []
     for _ in range(steps):
@@ -733,30 +734,31 @@ def heart(rule, steps=60):
     return losses
 
 
-by_heart = {name: heart(rule) for name, rule in RULES.items()}
+memorised = {name: memorise(rule) for name, rule in RULES.items()}
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6, 3))
-for (name, losses), style in zip(by_heart.items(), ("-", "--", "-."), strict=True):
+for (name, losses), style in zip(memorised.items(), ("-", "--", "-."), strict=True):
     axes.plot(losses, style, label=name, linewidth=2)
 axes.axhline(np.log(10), color=plots.INK, linewidth=0.8)
 axes.text(60, np.log(10) + 0.1, "ln 10", fontsize=8, ha="right")
 axes.set(xlabel="step", ylabel="loss of the batch", ylim=(0, 6))
 axes.legend(fontsize=8)
 plt.show()
-for name, losses in by_heart.items():
+for name, losses in memorised.items():
     print(f"{name:14} first loss {losses[0]:.2f}, last {losses[-1]:.3g}")
 
 # %% [markdown]
-# > **Aside.** He's net starts well above ln 10, for here the rule was used for the last layer too, which has no ReLU
-# > and whose scores should be small. That is why minires' nets draw their last weights with deviation 0.01.
+# > **Aside.** He's net starts well above ln 10, because here the rule was used for the last layer too, which has no
+# > ReLU and whose scores should be small. That is why minires' nets draw their last weights with standard deviation
+# > 0.01.
 #
-# A good start keeps the signal alive at step 0. It can't promise that it stays so when the weights move. What can, is
-# the subject of chapter 5.
+# A good start keeps the signal alive at step 0. It can't promise that the signal stays alive when the weights move.
+# What can is the subject of chapter 5.
 #
 # ## 9. The test set, once
 #
-# All choices were made by the validation part: the MLP, its learning rate, the weight decay. Now, once, the test set.
+# All choices were made on the validation part: the MLP, its learning rate, the weight decay. Now, once, the test set.
 
 # %%
 chosen = min((history_free, free), (history_held, held), key=lambda pair: pair[0][-1][2])[1]
@@ -778,7 +780,7 @@ for (i, j), value in np.ndenumerate(share):
         axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=ink)
 axes.set_xticks(range(10), data.classes, rotation=45, ha="right", fontsize=8)
 axes.set_yticks(range(10), data.classes, fontsize=8)
-axes.set(xlabel="the net's answer", ylabel="what it is", title="of 100 pictures of a kind")
+axes.set(xlabel="the net's answer", ylabel="true class", title="percent of each class")
 plt.show()
 
 
@@ -787,17 +789,17 @@ def look_at(rows):
     p = np.exp(mr.log_softmax(mr.Tensor(test_scores[rows])).data)
     top = p.argsort(axis=1)[:, ::-1][:, :3]
     found = [[(data.classes[k], p[i, k]) for k in best] for i, best in enumerate(top)]
-    names = [f"it is: {data.classes[label]}" for label in data.test_labels[rows]]
+    names = [f"true: {data.classes[label]}" for label in data.test_labels[rows]]
     return plots.prediction(data.test_images[rows], names, found)
 
 
 look_at(np.arange(4))
 
 # %% [markdown]
-# The diagonal of the table is what is right. Look at the largest numbers beside it: which two kinds does the net mix
-# up, and can you blame it?
+# The diagonal of the table is what is right. Look at the largest numbers off the diagonal: which two kinds does the net
+# mix up, and can you blame it?
 #
-# It has no idea that a pixel has neighbours. Shuffle the pixels of all pictures in the same way, and the rows of its
+# It has no idea that a pixel has neighbours. Shuffle the pixels of all images in the same way, and the rows of its
 # first weights along with them: not one of its answers changes.
 
 # %%
@@ -805,9 +807,9 @@ shuffle = np.random.default_rng(0).permutation(3072)
 blind = mlp()
 blind.load_state_dict(chosen.state_dict())
 blind[1].weight.data = blind[1].weight.data[shuffle]
-pictures = normalise(data.test_images[:100]).reshape(100, 3072)
+flat = normalise(data.test_images[:100]).reshape(100, 3072)
 with mr.no_grad():
-    same = blind(mr.Tensor(pictures[:, shuffle])).data.argmax(axis=1) == answers[:100]
+    same = blind(mr.Tensor(flat[:, shuffle])).data.argmax(axis=1) == answers[:100]
 print(f"{same.sum()} of 100 answers are the same")
 
 # %% tags=["hide-input"]
@@ -822,30 +824,31 @@ for axes, title in zip(panels, ("for us", "for an MLP") * 2, strict=True):
 plt.show()
 
 # %% [markdown]
-# To an MLP, the right picture of each pair is as good as the left. Chapter 4 gives the net eyes: a layer that looks at
+# To an MLP, the right image of each pair is as good as the left. Chapter 4 gives the net eyes: a layer that looks at
 # small patches, with the same weights everywhere.
 #
 # ## Summary
 #
-# - Softmax turns scores into probabilities; only differences of scores count, so take the largest away first.
+# - Softmax turns scores into probabilities; only differences of scores count, so subtract the largest first.
 # - Cross-entropy is the negative mean log-likelihood. Knowing nothing costs $\ln 10$; $e^L$ is the number of classes
 #   left in doubt. Its gradient is $(p - t)/N$.
 # - SGD uses the gradient of a batch. Its error falls with $1/\sqrt{B}$, so small batches are the better bargain.
 # - The steepest direction limits the learning rate ($\text{lr} < 2/c$). Momentum $m$ multiplies steady directions by
-#   $1/(1-m)$ and calms shaky ones. Weight decay shrinks each weight by $1 - \text{lr}\,\lambda$ a step.
-# - Before training: first loss, one batch by heart, a sweep of the learning rate.
-# - ReLU halves the mean square. $\sigma = \sqrt{2/n}$ makes up for it, and a signal crosses 30 layers both ways.
+#   $1/(1-m)$ and calms shaky ones. Weight decay shrinks each weight by a factor $1 - \text{lr}\,\lambda$ per step.
+# - Before training: check the first loss, memorise one batch, sweep the learning rate.
+# - ReLU halves the mean square. $\sigma = \sqrt{2/n}$ makes up for it, and a signal crosses 30 layers in both
+#   directions.
 #
 # ## Common mistakes
 #
 # - `log(softmax(x))` in two steps: a probability that underflows to 0 gives minus infinity.
-# - Softmax on the last layer *and* in the loss. The net then learns, slowly, and never becomes sure.
+# - Softmax on the last layer *and* in the loss. The net then learns slowly, and never becomes sure.
 # - A ReLU behind the last layer.
 # - The sum over the batch instead of the mean: the learning rate then depends on the batch size.
 # - Forgetting `zero_grad()`.
 # - Adding momentum without lowering the learning rate.
-# - Choosing anything by the test set. It isn't a test any more.
-# - Statistics for normalising taken over validation or test images too.
+# - Choosing anything on the test set. It isn't a test any more.
+# - Computing the normalisation statistics over validation or test images too.
 # - All weights zero: every hidden unit then computes the same, gets the same gradient, and stays the same for ever.
 #
 # ## Three questions
@@ -856,19 +859,19 @@ plt.show()
 #
 # </details>
 #
-# <details><summary>2. You double the batch size. The gradient's noise falls by which factor, and what does an epoch
+# <details><summary>2. You double the batch size. By which factor does the gradient's noise fall, and what does an epoch
 # cost then?</summary>
 #
-# By $\sqrt2$, about 1.4. An epoch looks at the same number of pictures, so it costs about the same, but it makes half
-# as many steps. People often raise the learning rate along with the batch, so that half the steps go as far.
+# By $\sqrt2$, about 1.4. An epoch looks at the same number of images, so it costs about the same, but it makes half as
+# many steps. People often raise the learning rate along with the batch size, so that half the steps go as far.
 #
 # </details>
 #
-# <details><summary>3. Someone uses tanh instead of ReLU. Which standard deviation should the first weights
+# <details><summary>3. Someone uses tanh instead of ReLU. Which standard deviation should the initial weights
 # have?</summary>
 #
-# Near 0, tanh is nearly the identity: it throws no half away. So nothing has to be made up for, the factor per layer is
-# $n\sigma^2$, and $\sigma = \sqrt{1/n}$ keeps the signal (as long as it is small).
+# Near 0, tanh is nearly the identity: it throws no half away. So there is nothing to make up for, the factor per layer
+# is $n\sigma^2$, and $\sigma = \sqrt{1/n}$ keeps the signal (as long as it is small).
 #
 # </details>
 #
@@ -898,8 +901,8 @@ hint("3.1")
 # ## Read on
 #
 # - `minires/functional.py`: `log_softmax` and `cross_entropy`. `minires/optim.py`: `SGD`, all of it on one page, and
-#   schedules that change the learning rate on the way. `minires/nn.py`: `Linear`, and where He's rule stands.
-#   `minires/training/loop.py`: the loop of section 6, grown up.
+#   schedules such as `multistep` and `warmup` that change the learning rate during training. `minires/nn.py`: `Linear`,
+#   and He's rule. `minires/training/loop.py`: the loop of section 6, grown up.
 # - **Chapter 4, Convolution is a matrix product**, gives the net eyes.
 # - K. He et al., "Delving Deep into Rectifiers" (2015), section 2.2, derives the initialisation. X. Glorot and Y.
 #   Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010), has the histograms that
