@@ -1,6 +1,6 @@
 """The same convolution on five rungs, from loops to threads, as one plot: where the speed of conv2d comes from.
 
-    python benchmarks/ladder.py --json results/ladder.json --plot results/ladder.png
+    python benchmarks/ladder.py --json benchmarks/ladder.json --plot benchmarks/ladder.png
 
 A 3x3 convolution of 32 images of 32x32x16 to 16 channels, forward. The loops are timed on one image and scaled up.
 """

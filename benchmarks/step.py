@@ -1,8 +1,8 @@
 """Times minires against its peers and writes the figures with the machine they were taken on.
 
-    python benchmarks/step.py --json results/bench.json --plot results/scaling.png     everything, about 15 minutes
-    python benchmarks/step.py --table results/bench.json                              the README's table from it
-    python benchmarks/step.py --only import --json results/bench.json                 one part of it anew
+    python benchmarks/step.py --json benchmarks/bench.json --plot benchmarks/scaling.png     everything, about 15 minutes
+    python benchmarks/step.py --table benchmarks/bench.json                              the README's table from it
+    python benchmarks/step.py --only import --json benchmarks/bench.json                 one part of it anew
 
 minires and every installed peer take turns in one run (see minires/devices/bench.py). PyTorch: pip install torch==2.13.0;
 dezero: pip install dezero (it needs `np.int = int` set before its import to run on NumPy 2, which is done here).

@@ -143,7 +143,7 @@ def test_every_run_is_written_down_and_leaves_only_what_is_needed(whole):
             assert {"versions", "platform", "processor", "cores", "git"} <= set(about)
             assert ("layers.jsonl" in files) == (experiment == "degradation")
             assert ("steps.jsonl" in files) == (experiment == "very-deep")
-            assert ("begin.json" in files) == (experiment == "construction")
+            assert ("init_from.json" in files) == (experiment == "construction")
             assert ("model.safetensors" in files) == (
                 experiment in ("fast", "paper") or (experiment, run) == ("degradation", "plain20")
             )
@@ -406,7 +406,7 @@ def record(out, model, rows, epochs=10, steps=3900, begin=None, **settings):
     ]
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     if begin:
-        (out / "begin.json").write_text(json.dumps(begin), encoding="utf-8")
+        (out / "init_from.json").write_text(json.dumps(begin), encoding="utf-8")
 
 
 def test_the_table_of_runs_tells_what_the_files_hold(tmp_path):
@@ -450,7 +450,7 @@ def test_a_pair_is_told_as_soon_as_both_nets_have_begun(tmp_path):
     for net in ("resnet20", "plain20", "resnet56"):
         record(tmp_path / "depth" / net, net, [(0.5, 0.5)])
     assert list(tables.pairs(tmp_path, "depth")) == ["residual"]
-    assert tables.draw(tmp_path) == [tmp_path / "depth.png"]
+    assert tables.draw(tmp_path) == [tmp_path / "depth" / "depth.png"]
 
 
 def test_shortcuts_have_mean_and_deviation_of_finished_runs(tmp_path):
@@ -530,13 +530,13 @@ def test_a_page_keeps_its_words_and_gets_its_tables(whole, tmp_path):
     (results / "README.md").write_text(page, encoding="utf-8")
     (tmp_path / "README.md").write_text(page, encoding="utf-8")
     done = tables.rebuild(results)
-    figures = {f"{name}.png" for shown in tables.FIGURES.values() for name in shown}
+    figures = {f"{name}.png".split("/")[-1] for shown in tables.FIGURES.values() for name in shown}
     assert sorted(path.name for path in done) == sorted([*figures, "README.md", "README.md"])
     assert all(path.stat().st_size > 100 for path in done)
     inner, outer = ((folder / "README.md").read_text(encoding="utf-8") for folder in (results, tmp_path))
     assert inner.startswith("# Words\n\n<!-- table: shortcuts -->\n\n| shortcut | parameters |")
-    assert inner.endswith("(shortcuts.png)\n\n<!-- end -->\n\nmore *words*\n") and "old" not in inner
-    assert "(results/shortcuts.png)" in outer
+    assert inner.endswith("(shortcuts/shortcuts.png)\n\n<!-- end -->\n\nmore *words*\n") and "old" not in inner
+    assert "(results/shortcuts/shortcuts.png)" in outer
     tables.rebuild(results)
     assert (results / "README.md").read_text(encoding="utf-8") == inner
     assert "Not run yet." in tables.fill(page, tmp_path / "none")

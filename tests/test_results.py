@@ -22,12 +22,12 @@ def test_the_speed_table_is_the_recorded_one(monkeypatch):
     monkeypatch.delitem(sys.modules, "step", raising=False)
     from step import table
 
-    recorded = json.loads((ROOT / "results" / "bench.json").read_text(encoding="utf-8"))
+    recorded = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))
     assert table(recorded) in README
 
 
 def test_the_accuracy_on_cifar10_is_the_recorded_one():
-    run = ROOT / "results" / "first-cifar10"
+    run = ROOT / "results" / "first" / "resnet20"
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert config["config"]["model"] == "resnet20" and config["dataset"]["name"] == "cifar10"
@@ -38,7 +38,7 @@ def test_the_accuracy_on_cifar10_is_the_recorded_one():
 
 @pytest.mark.parametrize("name", ["bench.json", "ladder.json"])
 def test_recorded_figures_tell_their_machine(name):
-    machine = json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))["machine"]
+    machine = json.loads((ROOT / "benchmarks" / name).read_text(encoding="utf-8"))["machine"]
     assert {"processor", "cores", "system", "python", "numpy"} <= set(machine)
 
 

@@ -721,7 +721,7 @@ for name, t in live.items():
 # measured them with more care, on the machine that is named above it, and with PyTorch for comparison.
 
 # %% tags=["hide-input"]
-recorded = json.loads(Path("../results/ladder.json").read_text(encoding="utf-8"))
+recorded = json.loads(Path("../benchmarks/ladder.json").read_text(encoding="utf-8"))
 machine = recorded["machine"]
 heights = len(live), len(recorded["milliseconds"])
 figure, axes = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True, height_ratios=heights)

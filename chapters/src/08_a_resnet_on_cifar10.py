@@ -363,7 +363,7 @@ runs = {name: r for name, r in tables.records(RESULTS, "degradation").items() if
 for name, r in runs.items():
     print(f"recorded: {name}, {r.epochs()} epochs")
     falls(r)
-plots.curves([r.out for r in runs.values()] or [RESULTS / "first-cifar10"])
+plots.curves([r.out for r in runs.values()] or [RESULTS / "first" / "resnet20"])
 
 # %% [markdown]
 # A cliff where the rate falls for the first time, and a small step at the second. No image is new in that epoch. The
@@ -443,11 +443,9 @@ for depth in (20, 32, 44, 56, 110, 1202):
 
 recorded = {
     f"{experiment}/{run}": r
-    for experiment in ("degradation", "depth", "fast", "paper")
+    for experiment in ("degradation", "depth", "fast", "paper", "first")
     for run, r in tables.records(RESULTS, experiment).items()
 }
-if (RESULTS / "first-cifar10").exists():
-    recorded["first-cifar10"] = tables.Record(RESULTS / "first-cifar10")
 print(f"{'':11}{'parameters':>12}{'paper':>10}{'here':>10}   epochs here")
 for model, total in totals.items():
     print(f"{model:11}{total.parameters:12,}{tables.PAPER[model]:8.2f} %", end="")

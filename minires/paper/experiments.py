@@ -8,7 +8,7 @@ Every run has a folder, results/EXPERIMENT/RUN. Beside `config.json` and `metric
     sessions.jsonl    machine and versions, each time the run was begun or taken up again
     layers.jsonl      what every layer did after each epoch, where the experiment asks for it
     steps.jsonl       the figures of each single step, the same
-    begin.json        the net that a run began with, where that was a trained one
+    init_from.json    the net that a run began with, where that was a trained one
 
 An unfinished run keeps its last checkpoint; a finished one keeps its weights where something else needs them.
 """
@@ -53,7 +53,7 @@ from minires.training.run import (
 from minires.tensor import Tensor, no_grad
 from minires.training.loop import evaluate, fit
 
-SESSIONS, LAYERS, STEPS, BEGIN = "sessions.jsonl", "layers.jsonl", "steps.jsonl", "begin.json"
+SESSIONS, LAYERS, STEPS, BEGIN = "sessions.jsonl", "layers.jsonl", "steps.jsonl", "init_from.json"
 HERE = ("threads", "data", "data_dir")  # settings that may differ from machine to machine
 PROBE = 128  # training images that `layer_statistics` sends through a net
 

@@ -328,17 +328,17 @@ TABLES: dict[str, Callable[[Path], str]] = {
 
 FIGURES = {  # below a table: file and what it shows
     "degradation": {
-        "degradation": "error of plain nets and of residual nets over the epochs",
-        "figure6": "the same four runs: error, loss and learning rate",
+        "degradation/degradation": "error of plain nets and of residual nets over the epochs",
+        "degradation/figure6": "the same four runs: error, loss and learning rate",
     },
-    "depth": {"depth": "error over the epochs, recipe fast"},
-    "gradients": {"gradients": "norm of each layer's gradient"},
-    "responses": {"responses": "standard deviation of each layer's response"},
-    "construction": {"construction": "error after identity layers were put in"},
-    "zero-residual": {"zero-residual": "error of plain and residual blocks on the way to the identity"},
-    "shortcuts": {"shortcuts": "test error of options A, B and C"},
-    "very-deep": {"very-deep": "training loss of the first steps"},
-    "paper": {"paper": "error, loss and learning rate of the paper's recipe"},
+    "depth": {"depth/depth": "error over the epochs, recipe fast"},
+    "gradients": {"degradation/gradients": "norm of each layer's gradient"},
+    "responses": {"degradation/responses": "standard deviation of each layer's response"},
+    "construction": {"construction/construction": "error after identity layers were put in"},
+    "zero-residual": {"zero-residual/zero-residual": "error of plain and residual blocks on the way to the identity"},
+    "shortcuts": {"shortcuts/shortcuts": "test error of options A, B and C"},
+    "very-deep": {"very-deep/very-deep": "training loss of the first steps"},
+    "paper": {"paper/paper": "error, loss and learning rate of the paper's recipe"},
 }
 
 
@@ -355,10 +355,12 @@ def draw(results: Path) -> list[Path]:
 
     for experiment in ("degradation", "depth"):
         if found := pairs(results, experiment):
-            plots.errors({name: [r.out for r in pair] for name, pair in found.items()}, file(experiment))
+            plots.errors(
+                {name: [r.out for r in pair] for name, pair in found.items()}, file(f"{experiment}/{experiment}")
+            )
     nets = {run: r for run, r in records(results, "degradation").items() if len(r.layers) > 1}
     if len(nets) == 4:
-        plots.curves([r.out for r in nets.values()], file("figure6"))
+        plots.curves([r.out for r in nets.values()], file("degradation/figure6"))
         last = {run: r.layers[-1]["response"].values() for run, r in nets.items()}
         plots.lines(
             {
@@ -367,7 +369,7 @@ def draw(results: Path) -> list[Path]:
             },
             "layer",
             "standard deviation of the response",
-            file("responses"),
+            file("degradation/responses"),
         )
         plots.lines(
             {
@@ -376,7 +378,7 @@ def draw(results: Path) -> list[Path]:
             },
             "layer",
             "norm of dL/dw",
-            file("gradients"),
+            file("degradation/gradients"),
             log=True,
         )
     made = [r for r in records(results, "construction").values() if r.rows]
@@ -391,7 +393,7 @@ def draw(results: Path) -> list[Path]:
             for title, part in (("training", "train"), ("test", "test")):
                 name = f"plain56 from scratch, after {scratch.rows[-1]['epoch']} epochs"
                 panels[title][name] = [0, most], 2 * [scratch.error(part)]
-        plots.lines(panels, "further epochs", "error (%)", file("construction"))
+        plots.lines(panels, "further epochs", "error (%)", file("construction/construction"))
     stacks = records(results, "zero-residual")
     if stacks:
         plots.lines(
@@ -403,7 +405,7 @@ def draw(results: Path) -> list[Path]:
             },
             "step",
             "|y - x|² / |x|²",
-            file("zero-residual"),
+            file("zero-residual/zero-residual"),
             log=True,
         )
     options = by_option(results)
@@ -411,7 +413,7 @@ def draw(results: Path) -> list[Path]:
         plots.spread(
             {f"option {o}": [r.error("test") for r in group] for o, group in options.items()},
             "test error (%)",
-            file("shortcuts"),
+            file("shortcuts/shortcuts"),
         )
     deep = records(results, "very-deep")
     if deep:
@@ -424,12 +426,12 @@ def draw(results: Path) -> list[Path]:
             },
             "step",
             f"training loss, mean of {SMOOTH} steps",
-            file("very-deep"),
+            file("very-deep/very-deep"),
             log=True,
         )
     whole = [r.out for r in records(results, "paper").values() if r.rows]
     if whole:
-        plots.curves(whole, file("paper"))
+        plots.curves(whole, file("paper/paper"))
     return drawn
 
 
