@@ -2,7 +2,7 @@
 # # 4. Convolution is a matrix product
 #
 # **After this chapter you can**
-# - slide a kernel over a picture by hand, and say how large the result will be;
+# - slide a kernel over an image by hand, and say how large the result will be;
 # - turn a convolution into one matrix product, with im2col;
 # - derive both of its gradients, for the weights and for the input, and check them;
 # - say what a 1x1 convolution and a pooling layer do, forward and backward;
@@ -34,32 +34,32 @@ import numpy as np
 
 import minires as mr
 from minires import nn, plots
+from minires.conv import col2im, conv2d_naive, conv2d_simple, im2col, output_size, patches
 from minires.course import drawings
-from minires.conv import col2im, conv2d_naive, im2col, output_size, patches
 from minires.data import Loader, Normalise
 from minires.gradcheck import away_from_kinks
 from minires.optim import one_cycle
-from minires.training.loop import evaluate, open_data
+from minires.parallel import get_num_threads, split
 
 plots.notebook_style()
-data = open_data("auto")
+data = mr.open_data("auto")
 normalise = Normalise.channels(data.train_images)
 rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## 1. What the last net could not see
 #
-# Chapter 3 ended with a trick: shuffle the pixels of all pictures in the same way, and the rows of the first weights
-# with them, and the MLP gives the same answers as before. It does not know which pixels are neighbours. It would have
-# to learn that from examples, and it pays for its ignorance with weights.
+# Chapter 3 ended with a trick: shuffle the pixels of all images in the same way, and the rows of the first weights with
+# them, and the MLP gives the same answers as before. It does not know which pixels are neighbours. It would have to
+# learn that from examples, and it pays for its ignorance with weights.
 #
-# Two ideas give a layer what it lacks:
+# Two ideas give a layer what is missing:
 #
-# 1. **Look at a small neighbourhood.** An edge or a corner is a matter of a few pixels that lie side by side.
-# 2. **Look everywhere in the same way.** An edge is an edge in every place. So use the same weights in every place.
+# 1. **Look at a small neighbourhood.** An edge or a corner involves only a few neighbouring pixels.
+# 2. **Look everywhere in the same way.** An edge is an edge wherever it is. So use the same weights at every position.
 #
-# What does that do to the number of weights? Take a layer from 32x32 pixels of 3 colours to 32x32 places of 16
-# features. **Predict** the three numbers, at least how many digits they have.
+# What does that do to the number of weights? Take a layer from 32x32 pixels of 3 colours to 32x32 positions of 16
+# features. **Predict** the three numbers, or at least how many digits they have.
 
 # %%
 print(f"every output sees every input, with its own weights: {(32 * 32 * 3) * (32 * 32 * 16):>12,}")
@@ -71,18 +71,18 @@ print(f"every output sees 3x3 pixels, all share weights:     {(3 * 3 * 3) * 16:>
 #
 # ## 2. By hand
 #
-# Lay a small grid of weights, the **kernel** $w$, on the picture. Multiply each weight by the number under it. Add the
+# Lay a small grid of weights, the **kernel** $w$, on the image. Multiply each weight by the number under it. Add the
 # products: that is one number of the output. Move the kernel by one pixel, and do it again:
 #
 # $$ y_{ij} = \sum_{a} \sum_{b} x_{i+a,\; j+b} \; w_{ab} $$
 #
-# Below, the frame shows where the kernel lies for the framed number of $y$. Compute that number yourself before you
-# look. (Three products are not zero on the right, none on the left.)
+# Below, the frame shows where the kernel is for the framed number of $y$. Compute that number yourself before you look.
+# (Three products are not zero on the right, none on the left.)
 
 
 # %%
 def slide(x, w):
-    """x (H, W), w (KH, KW) -> y: a sum of products for each place of the kernel."""
+    """x (H, W), w (KH, KW) -> y: a sum of products for each position of the kernel."""
     kh, kw = w.shape
     y = np.zeros((x.shape[0] - kh + 1, x.shape[1] - kw + 1))
     for i, j in np.ndindex(y.shape):
@@ -98,9 +98,9 @@ drawings.numbers(
 )
 
 # %% [markdown]
-# This kernel subtracts what is on the left from what is on the right. Where the picture gets brighter to the right, $y$
-# is positive; where it gets darker, negative; where nothing changes, zero. The kernel is a **detector**, here of
-# upright edges, and $y$ is a map of where it found something: a **feature map**.
+# This kernel subtracts what is on the left from what is on the right. Where the image gets brighter to the right, $y$
+# is positive; where it gets darker, negative; where nothing changes, zero. The kernel is a **detector**, here for
+# vertical edges, and $y$ is a map of where it found something: a **feature map**.
 #
 # Here are four kernels.
 
@@ -114,12 +114,12 @@ kernels = {
 drawings.numbers(kernels)
 
 # %% [markdown]
-# **Predict.** What does each make of a picture? One finds edges that lie flat, one blurs, one moves the picture by a
-# pixel, one finds every place that differs from its surroundings.
+# **Predict.** What does each do to an image? One finds horizontal edges, one blurs, one moves the image by a pixel, one
+# finds every pixel that differs from its surroundings.
 
 # %% tags=["hide-input"]
-picture = data.train_images[0].mean(axis=2) / 255  # grey, (32, 32)
-maps = {"x": picture} | {name: slide(picture, w) for name, w in kernels.items()}
+grey = data.train_images[0].mean(axis=2) / 255  # (32, 32)
+maps = {"x": grey} | {name: slide(grey, w) for name, w in kernels.items()}
 figure, axes = plt.subplots(1, 5, figsize=(8.5, 2))
 for (name, y), axis in zip(maps.items(), axes, strict=True):
     signed = name in "CD"
@@ -130,17 +130,17 @@ for (name, y), axis in zip(maps.items(), axes, strict=True):
 plt.show()
 
 # %% [markdown]
-# A moves the picture, to the left: each output looks at its right neighbour. B blurs. C finds edges that lie flat
-# (purple: brighter below; orange: darker below). D finds every edge and every speck, for it gives zero where a pixel
-# equals the mean of its four neighbours.
+# A moves the image to the left: each output looks at its right neighbour. B blurs. C finds horizontal edges (purple:
+# brighter below; orange: darker below). D finds every edge and every speck, because it gives zero where a pixel equals
+# the mean of its four neighbours.
 #
 # People once designed such kernels with care. A net *learns* them: the weights of the kernel are parameters, and the
-# gradient says how to change them. At the end of this chapter we shall look at some that a net has found.
+# gradient says how to change them. At the end of this chapter we will look at some that a net has found.
 #
-# > **Aside: a matter of names.** In mathematics a *convolution* turns the kernel by half a turn before it slides. What
-# > we do, without turning, is called *cross-correlation* there. For a net it makes no difference, as it learns the
-# > kernel either way round, and all of deep learning says "convolution". So do we. The turned kernel will come back,
-# > though: in the gradient.
+# > **Aside: a matter of names.** In mathematics a *convolution* rotates the kernel by 180 degrees before it slides.
+# > What we do, without rotating, is called *cross-correlation* there. For a net it makes no difference, since it learns
+# > the kernel in either orientation, and everyone in deep learning says "convolution". So do we. The rotated kernel
+# > will come back, though: in the gradient.
 
 # %%
 a, k = [0, 0, 1, 0, 0], [1, 2, 3]
@@ -148,45 +148,46 @@ print("correlation:", np.correlate(a, k), "  the kernel appears reversed")
 print("convolution:", np.convolve(a, k, mode="valid"), "  the kernel appears as it is")
 
 # %% [markdown]
-# Look at what a single 1 becomes. Sliding meets it first with the kernel's last weight, so the response is the kernel
-# back to front.
+# See what becomes of a single 1. Sliding meets it first with the kernel's last weight, so the response is the kernel in
+# reverse.
 #
 # ## 3. How large is the result?
 #
-# One row of the picture is enough to see it. Six inputs, a kernel of three weights; the lines of one output stand out:
+# One row of the image is enough to see it. Six inputs, a kernel of three weights; the lines of one output are
+# highlighted:
 
 # %%
 drawings.taps(6, 3, output=1)
 
 # %% [markdown]
-# Six inputs, four outputs. The picture has shrunk by two: the kernel's middle can't stand on the outermost pixels.
-# Fifteen such layers would leave 2 of 32 pixels in a row. So we put zeros around the picture. **Padding** 1 means one
-# zero on each side:
+# Six inputs, four outputs. The image has shrunk by two: the kernel's centre can't reach the outermost pixels. Fifteen
+# such layers would leave 2 of 32 pixels in a row. So we put zeros around the image. **Padding** 1 means one zero on
+# each side:
 
 # %%
 drawings.taps(6, 3, padding=1, output=0)
 
 # %% [markdown]
-# Now there are as many outputs as inputs. For an odd kernel of size $k$ the padding that does this is $(k-1)/2$.
+# Now there are as many outputs as inputs. For a kernel of odd size $k$ the padding that does this is $(k-1)/2$.
 #
-# Sometimes a smaller output is what we want: fewer places, more features for each. **Stride** 2 moves the kernel by two
-# pixels at a time:
+# Sometimes a smaller output is what we want: fewer positions, more features for each. **Stride** 2 moves the kernel by
+# two pixels at a time:
 
 # %%
 drawings.taps(6, 3, stride=2, padding=1, output=1)
 
 # %% [markdown]
-# Three outputs. And look at the right end: the last zero is under no kernel at all. The next place would reach beyond
-# it.
+# Three outputs. And look at the right end: the last zero is under no kernel at all. The next position would reach
+# beyond it.
 #
-# Let us count in general. The row has $n$ pixels, with padding $n + 2p$. The kernel's left end can stand at 0, $s$,
-# $2s$, and so on; at place $j$ it stands at $j s$. Its right end must stay inside: $j s + k \le n + 2p$, so
+# Let us count in general. The row has $n$ pixels, with padding $n + 2p$. The kernel's left end can be at 0, $s$, $2s$,
+# and so on; at position $j$ it is at $j s$. Its right end must stay inside: $j s + k \le n + 2p$, so
 #
 # $$ j \le \frac{n + 2p - k}{s}. $$
 #
-# The largest whole $j$ is the fraction rounded down, and as we count from zero there is one place more:
+# The largest integer $j$ is the fraction rounded down, and as we count from zero there is one position more:
 #
-# $$ \boxed{\; \text{places} = \left\lfloor \frac{n + 2p - k}{s} \right\rfloor + 1 \;} $$
+# $$ \boxed{\; \text{positions} = \left\lfloor \frac{n + 2p - k}{s} \right\rfloor + 1 \;} $$
 #
 # **Predict** each row of this table before you run the cell:
 #
@@ -194,23 +195,23 @@ drawings.taps(6, 3, stride=2, padding=1, output=1)
 # | --- | --- | --- | --- | --- |
 # | 32 | 3 | 1 | 1 | nearly every convolution of a CIFAR ResNet |
 # | 32 | 3 | 2 | 1 | the first of its second stage |
-# | 32 | 1 | 2 | 0 | a shortcut that must halve the picture too |
+# | 32 | 1 | 2 | 0 | a shortcut that must halve the image too |
 # | 224 | 7 | 2 | 3 | the first of an ImageNet ResNet |
 # | 112 | 3 | 2 | 1 | the max pooling behind it |
 # | 7 | 2 | 2 | 0 | pooling an odd size |
 
 # %%
 for n, k, s, p in ((32, 3, 1, 1), (32, 3, 2, 1), (32, 1, 2, 0), (224, 7, 2, 3), (112, 3, 2, 1), (7, 2, 2, 0)):
-    places = output_size(n, k, s, p)
-    unseen = n + 2 * p - ((places - 1) * s + k)
-    print(f"{n:4} pixels, kernel {k}, stride {s}, padding {p}: {places:4} places; {unseen} unseen at the right end")
+    positions = output_size(n, k, s, p)
+    unseen = n + 2 * p - ((positions - 1) * s + k)
+    print(f"{n:4} pixels, kernel {k}, stride {s}, padding {p}: {positions:4} positions, {unseen} unseen on the right")
 
 # %% [markdown]
-# Rounding down hides something: in the last row of the table a whole column of pixels is never looked at. (In the third
-# row too, but there every second column is left out anyway.) With stride 2 and a 3x3 kernel it is only a column of
+# Rounding down hides something: in the last row of the table an entire column of pixels is never looked at. (In the
+# third row too, but there every second column is skipped anyway.) With stride 2 and a 3x3 kernel it is only a column of
 # padding.
 #
-# Is the formula right? Count, for every case there is up to some size:
+# Is the formula right? Count, for every case up to some size:
 
 # %%
 cases = wrong = 0
@@ -224,7 +225,7 @@ print(f"{cases} cases counted, {wrong} differ from the formula")
 # %% [markdown]
 # ## 4. Channels
 #
-# A picture has three numbers a pixel: red, green, blue. A feature map deep in a net may have 64. These are its
+# An image has three numbers per pixel: red, green, blue. A feature map deep in a net may have 64. These are its
 # **channels**. A filter looks at all channels of its neighbourhood, so it has a grid of weights for each, and adds
 # everything up to *one* number:
 
@@ -238,7 +239,7 @@ drawings.numbers(
 
 # %% [markdown]
 # This filter answers "how much more red than blue is there here?" A layer has $F$ such filters, and each gives one
-# channel of the output. So the weights have four axes, and here are the letters that the whole library uses:
+# channel of the output. So the weights have four axes, and here are the letters that the entire library uses:
 #
 # | array | shape | |
 # | --- | --- | --- |
@@ -246,12 +247,12 @@ drawings.numbers(
 # | `w` | `(KH, KW, C, F)` | kernel height, kernel width, channels in, filters |
 # | `y` | `(N, OH, OW, F)` | images, output height, output width, filters |
 #
-# With stride $s$ and padding $p$ the whole formula is
+# With stride $s$ and padding $p$ the complete formula is
 #
 # $$ y_{n\,i\,j\,f} = \sum_{a=0}^{KH-1} \sum_{b=0}^{KW-1} \sum_{c=0}^{C-1}
 #    x_{n,\; si+a-p,\; sj+b-p,\; c} \; w_{a\,b\,c\,f} $$
 #
-# where $x$ counts as zero outside the picture. Seven indices, seven loops:
+# where $x$ counts as zero outside the image. Seven indices, seven loops:
 
 
 # %%
@@ -273,7 +274,7 @@ print("x", x.shape, "  w", w.shape, "  y", y.shape)
 
 # %% [markdown]
 # The library has a convolution that is nothing but this formula, with NumPy doing the inner sums. It is slow, and easy
-# to trust. Pooling and the norms of minires have such a slow twin, too.
+# to trust. Pooling has such a naive version too.
 
 # %%
 print(inspect.getsource(conv2d_naive))
@@ -282,12 +283,12 @@ print("the same as our seven loops:", np.allclose(conv2d_naive(x, w), y))
 # %% [markdown]
 # ## 5. The trick: patches become rows
 #
-# Each number of $y$ is a patch of $x$, multiplied by a filter and added up. That is a dot product, once you write the
-# patch in one line and the filter in one line. And many dot products, each of these with each of those, are a **matrix
+# Each number of $y$ is a patch of $x$, multiplied by a filter and summed. That is a dot product, once you write the
+# patch as one row and the filter as one column. And many dot products, every patch with every filter, are a **matrix
 # product**.
 #
-# So copy every patch into a row of a matrix. The copying is called **im2col**, image to columns (the name is older than
-# our habit of writing patches as rows). Write every filter as a column. Multiply. Follow one colour from left to right:
+# So copy every patch into a row of a matrix. This is called **im2col**, image to columns (the name is older than our
+# habit of writing patches as rows). Write every filter as a column. Multiply. Follow one colour from left to right:
 
 # %%
 x_small = np.array([[1, 2, 0, 1], [0, 3, 1, 0], [2, 1, 0, 2], [1, 0, 2, 1]])
@@ -295,28 +296,28 @@ upright, middle = np.array([[1, 0, -1]] * 3), np.array([[0, 0, 0], [0, 1, 0], [0
 drawings.patches_to_rows(x_small, np.stack([upright, middle], axis=-1))
 
 # %% [markdown]
-# Four patches, so four rows. Nine weights a filter, so nine columns. Two filters, so $y$ has two columns: channel last,
-# as it should be. Reshape $y$ to 2x2 places of 2 channels, and the convolution is done.
+# Four patches, so four rows. Nine weights per filter, so nine columns. Two filters, so $y$ has two columns: channel
+# last, as it should be. Reshape $y$ to 2x2 positions of 2 channels, and the convolution is done.
 #
-# **Predict.** The 3 in row 1, column 1 of the picture: how often does it occur in the matrix? And the 1 in the corner?
+# **Predict.** The 3 in row 1, column 1 of the image: how often does it occur in the matrix? And the 1 in the corner?
 #
-# (The 3 lies in all four patches, so it occurs four times; the corner lies in one.)
+# (The 3 is in all four patches, so it occurs four times; the corner is in one.)
 #
-# With several channels, the numbers of a pixel stay side by side. To see the order, take a picture whose numbers say
-# where they are: row, column, channel as three digits.
+# With several channels, the numbers of a pixel stay next to each other. To see the order, take an image whose numbers
+# say where they are: row, column, channel as three digits.
 
 # %%
 i, j, c = np.indices((3, 4, 3))
 labelled = (100 * i + 10 * j + c)[None]  # (1, 3, 4, 3)
 cols = im2col(labelled, 2, 2)
-print("shape", cols.shape, ": 2*3 places, 2*2*3 numbers in each patch\n")
+print("shape", cols.shape, ": 2*3 positions, 2*2*3 numbers in each patch\n")
 for row in cols:
     print(" ".join(f"{value:03}" for value in row))
 
 # %% [markdown]
 # The first row is the patch in the corner: pixel (0, 0) with its channels 0, 1, 2, then pixel (0, 1), then the second
-# line of the patch. Now look at `w` with its shape `(KH, KW, C, F)`: `w.reshape(KH*KW*C, F)` runs in the same order. No
-# axis has to be swapped. So the whole convolution is:
+# row of the patch. Now look at `w` with its shape `(KH, KW, C, F)`: `w.reshape(KH*KW*C, F)` has the same order. No axes
+# need to be swapped. So the entire convolution is:
 
 # %%
 cols = im2col(x, 3, 3)  # (N*OH*OW, KH*KW*C)
@@ -327,10 +328,10 @@ print("the same as the loops:", np.allclose(y_matrix.reshape(y.shape), y))
 # %% [markdown]
 # What does it cost? Memory: a pixel is copied into every patch that covers it, up to nine times for a 3x3 kernel.
 #
-# > **Aside: patches without a copy.** NumPy can *show* memory as if the patches lay there, without copying. An array
-# > knows for each axis how many bytes to walk to the next number, its strides. To read patches, walk along the same
-# > bytes in six axes instead of four. The library's `patches` does only that, and `im2col` is one `reshape` of it. The
-# > copy is made there, as a matrix has to lie in memory in one piece.
+# > **Aside: patches without a copy.** NumPy can *present* memory as if it held the patches, without copying. An array
+# > knows for each axis how many bytes it is to the next number: its strides. To read patches, go through the same bytes
+# > along six axes instead of four. The library's `patches` does only that, and `im2col` is one `reshape` of it. That
+# > reshape makes the copy, because a matrix must be contiguous in memory.
 
 # %%
 view = patches(x, 3, 3, 1)
@@ -341,12 +342,12 @@ print("same memory:", np.shares_memory(view, x), "   after the reshape:", np.sha
 # %% [markdown]
 # ## 6. Backward: the gradient for the weights
 #
-# Now the way back. Let $g$ be the upstream gradient, $g_{nijf} = \partial L / \partial y_{nijf}$. We want $\partial L /
-# \partial w$ and $\partial L / \partial x$.
+# Now the backward pass. Let $g$ be the upstream gradient, $g_{nijf} = \partial L / \partial y_{nijf}$. We want
+# $\partial L / \partial w$ and $\partial L / \partial x$.
 #
-# In matrices it is half a line. The forward pass is $Y = P\,W$, with $P$ = `im2col(x)` as `(N*OH*OW, KH*KW*C)` and $W$
-# as `(KH*KW*C, F)`. Entry by entry, $Y_{rf} = \sum_k P_{rk} W_{kf}$. How does the loss depend on one weight? Through
-# every row $r$ in which it is used, and gradients add:
+# With matrices it takes half a line. The forward pass is $Y = P\,W$, with $P$ = `im2col(x)` as `(N*OH*OW, KH*KW*C)` and
+# $W$ as `(KH*KW*C, F)`. Entry by entry, $Y_{rf} = \sum_k P_{rk} W_{kf}$. How does the loss depend on one weight?
+# Through every row $r$ in which it is used, and gradients add:
 #
 # $$ \frac{\partial L}{\partial W_{kf}}
 #    = \sum_r \frac{\partial L}{\partial Y_{rf}} \frac{\partial Y_{rf}}{\partial W_{kf}} = \sum_r G_{rf} \, P_{rk}
@@ -361,14 +362,14 @@ dw = (cols.T @ g.reshape(-1, 4)).reshape(w.shape)
 print("dw", dw.shape, "like w", w.shape)
 
 # %% [markdown]
-# What does that product say of the picture? Row $k$ of $P^\top$ holds what weight $k$ met: at every place of every
-# image, the one number that lay under it. So
+# What does that product mean for the image? Row $k$ of $P^\top$ holds what weight $k$ met: at every position in every
+# image, the one number that was under it. So
 #
 # $$ \frac{\partial L}{\partial w_{abcf}} = \sum_{n,i,j} g_{nijf} \; x_{n,\; i+a,\; j+b,\; c} $$
 #
-# Read it once more: $g$ lies on $x$, shifted by $(a, b)$, and products are added. That is again a sliding sum, with $g$
-# as the kernel. The weight is one, its uses are many, and **each use adds its part**. It is `b = a + a` from chapter 1,
-# with as many summands as there are places.
+# Read it once more: $g$ is laid on $x$, shifted by $(a, b)$, and products are added. That is again a sliding sum, with
+# $g$ as the kernel. There is one weight, it has many uses, and **each use adds its part**. It is `b = a + a` from
+# chapter 1, with as many summands as there are positions.
 
 # %%
 a, b, c, f = 2, 0, 1, 3  # one weight
@@ -380,7 +381,8 @@ print(
 )
 
 # %% [markdown]
-# And a bias? It is added in every place, so its gradient is the sum of $g$ over all places: `g.sum(axis=(0, 1, 2))`.
+# And a bias? It is added at every position, so its gradient is the sum of $g$ over all positions:
+# `g.sum(axis=(0, 1, 2))`.
 #
 # ## 7. Backward: the gradient for the input
 #
@@ -396,19 +398,19 @@ dcols = g.reshape(-1, 4) @ w.reshape(-1, 4).T
 print("dcols", dcols.shape, "like cols", cols.shape)
 
 # %% [markdown]
-# **Step 2: from copies back to pixels.** $P$ is not the picture. Its entries are *copies* of pixels. Chapter 1 told
+# **Step 2: from copies back to pixels.** $P$ is not the image. Its entries are *copies* of pixels. Chapter 1 showed
 # what happens to copies: a value that is used several times gets the *sum* of the gradients of its uses. **Copying
 # forward is adding backward.** So take each entry of `dcols` back to the pixel it was copied from, and add. That is
 # **col2im**.
 #
-# How many copies are there? **Predict** it for a picture of 5x5 pixels and a 3x3 kernel: for the pixel in the corner,
+# How many copies are there? **Predict** it for an image of 5x5 pixels and a 3x3 kernel: for the pixel in the corner,
 # for the one in the middle. Then for stride 2.
 
 
 # %%
 def copies(size, kernel, stride=1):
-    places = output_size(size, kernel, stride, 0)
-    return col2im(np.ones((places**2, kernel**2)), (1, size, size, 1), kernel, kernel, stride)[0, :, :, 0]
+    positions = output_size(size, kernel, stride, 0)
+    return col2im(np.ones((positions**2, kernel**2)), (1, size, size, 1), kernel, kernel, stride)[0, :, :, 0]
 
 
 drawings.numbers(
@@ -420,23 +422,23 @@ drawings.numbers(
 )
 
 # %% [markdown]
-# A corner lies in one patch only, a pixel in the middle in nine. At stride 2 with a 3x3 kernel, some pixels lie in four
-# patches, their neighbours in two or in one: the gradient comes out as a chequered pattern. Where the stride equals the
-# kernel, a pixel lies in one patch; and here is the last column of section 3 again, which no kernel sees: no copies, so
+# A corner is in one patch only, a pixel in the middle in nine. At stride 2 with a 3x3 kernel, some pixels are in four
+# patches, their neighbours in two or in one: the gradient becomes a chequered pattern. Where the stride equals the
+# kernel, a pixel is in one patch; and here is the last column of section 3 again, which no kernel sees: no copies, so
 # no gradient.
 #
-# The library's col2im is a loop over the places *in the kernel*, 9 rounds for a 3x3, each with one large `+=`:
+# The library's col2im is a loop over the positions *in the kernel*, 9 rounds for a 3x3, each with one large `+=`:
 
 # %%
 print(inspect.getsource(col2im))
 
 # %% [markdown]
-# Let us put the pieces together to an operation of our own, and ask the checker of chapter 2.
+# Let us put the pieces together into an operation of our own, and ask the checker of chapter 2.
 
 
 # %%
 def conv_with(input_gradient):
-    """A convolution of stride 1, whose gradient for x is made by input_gradient(g, w, shape of x)."""
+    """A convolution of stride 1, whose gradient for x is computed by input_gradient(g, w, shape of x)."""
 
     def conv(x, w):
         kh, kw, _, f = w.shape
@@ -463,8 +465,8 @@ small_x, small_w = away_from_kinks(rng, (2, 5, 4, 2)), away_from_kinks(rng, (3, 
 print(mr.gradcheck(conv_with(by_col2im), [small_x, small_w]))
 
 # %% [markdown]
-# Now the mistake that everybody makes once: `=` in place of `+=`. The last copy wins, all others are forgotten.
-# **Predict** which pixels come out right.
+# Now the mistake that everybody makes once: `=` instead of `+=`. The last copy wins, all others are lost. **Predict**
+# which pixels are right.
 
 
 # %%
@@ -478,8 +480,8 @@ def with_equals(g, w, shape):
     return dx
 
 
-def told(function, inputs):
-    """What the checker says."""
+def verdict(function, inputs):
+    """The checker's answer."""
     try:
         mr.gradcheck(function, inputs)
         return "all gradients are right"
@@ -487,7 +489,7 @@ def told(function, inputs):
         return str(error)
 
 
-print(told(conv_with(with_equals), [small_x, small_w]))
+print(verdict(conv_with(with_equals), [small_x, small_w]))
 one_image = np.abs(with_equals(g, w, x.shape) - by_col2im(g, w, x.shape))[0, :, :, 0]
 drawings.numbers(
     {
@@ -499,8 +501,8 @@ drawings.numbers(
 # %% [markdown]
 # Only the corners are right, the pixels with a single copy.
 #
-# > **Aside: why the way back is a transpose.** im2col only copies, so it is linear: it is a matrix of zeros and ones
-# > that acts on the pixels. The chain rule goes back through a linear map by its transpose. So col2im must be the
+# > **Aside: why the backward pass is a transpose.** im2col only copies, so it is linear: it is a matrix of zeros and
+# > ones that acts on the pixels. The chain rule goes back through a linear map by its transpose. So col2im must be the
 # > transpose of im2col. We can look at both, column by column: give each function one pixel (one copy) that is 1, the
 # > rest 0.
 
@@ -515,7 +517,7 @@ plt.show()
 print("col2im is the transpose of im2col:", np.array_equal(back, forward.T))
 
 # %% [markdown]
-# > There is a test for such a pair that needs no matrix: for any picture $x$ and any columns $d$, the dot products
+# > There is a test for such a pair that needs no matrix: for any image $x$ and any columns $d$, the dot products
 # > $\langle \text{im2col}(x), d \rangle$ and $\langle x, \text{col2im}(d) \rangle$ are the same number. The library's
 # > tests use it.
 
@@ -533,7 +535,7 @@ drawings.taps(6, 3, entry=3)
 
 # %% [markdown]
 # Seen from an output, the weights read w0, w1, w2. Seen from an input, they read **w2, w1, w0**. So the gradient for
-# the input is again a sliding sum: over $g$, with the kernel turned round.
+# the input is again a sliding sum: over $g$, with the kernel reversed.
 #
 # In symbols, for one row with padding $p$ and stride 1. The forward pass is $y_i = \sum_a x_{i+a-p}\, w_a$. Pixel $m$
 # enters $y_i$ with the weight $a$ for which $i + a - p = m$, that is $i = m + p - a$. So
@@ -541,63 +543,73 @@ drawings.taps(6, 3, entry=3)
 # $$ \frac{\partial L}{\partial x_m} = \sum_a g_{m+p-a}\, w_a . $$
 #
 # The index of $g$ falls as $a$ rises. To make it rise, count the weights from the other end: put $a = K-1-a'$, and call
-# $\bar w_{a'} = w_{K-1-a'}$ the turned kernel.
+# $\bar w_{a'} = w_{K-1-a'}$ the reversed kernel.
 #
 # $$ \frac{\partial L}{\partial x_m} = \sum_{a'} g_{m + a' - (K-1-p)} \; \bar w_{a'} $$
 #
-# Compare with the forward pass: it is the same formula, with $g$ for $x$, the turned kernel for $w$, and padding
-# $K-1-p$ for $p$. With channels, also the roles of $c$ and $f$ change: forward sums over channels in, backward sums
-# over filters. So the two last axes of $w$ are swapped.
+# Compare with the forward pass: it is the same formula, with $g$ for $x$, the reversed kernel for $w$, and padding
+# $K-1-p$ for $p$. In two dimensions both axes are reversed: the kernel is rotated by 180 degrees. With channels, $c$
+# and $f$ also exchange roles: forward sums over channels in, backward sums over filters. So the last two axes of $w$
+# are swapped.
 
 # %%
-turned = w[::-1, ::-1].swapaxes(2, 3)  # half a turn; (KH, KW, F, C)
-dx = conv2d_naive(g, turned, padding=3 - 1 - 0)
+w_rotated = w[::-1, ::-1].swapaxes(2, 3)  # (KH, KW, F, C)
+dx = conv2d_naive(g, w_rotated, padding=3 - 1 - 0)
 print("dx", dx.shape, "like x", x.shape, "  the same as col2im:", np.allclose(dx, by_col2im(g, w, x.shape)))
 
 # %% [markdown]
-# Three mistakes, and what the checker says to each. Here the layer has as many channels out as in: only so does the
-# last mistake give an array of the right shape.
+# Here are three mistakes, and what the checker says about each. The layer has as many channels out as in: otherwise the
+# last mistake would give an array of the wrong shape.
 
 
 # %%
 def pull(prepare):
-    """A convolution whose gradient for x is a sliding sum over g, with what `prepare` makes of the 3x3 kernel."""
+    """A convolution whose gradient for x is a sliding sum over g with the kernel `prepare(w)`, 3x3."""
     return conv_with(lambda g, w, shape: conv2d_naive(g, prepare(w), padding=2))
 
 
 inputs = away_from_kinks(rng, (2, 5, 4, 3)), away_from_kinks(rng, (3, 3, 3, 3))
 for name, prepare in {
-    "turned, channels swapped": lambda w: w[::-1, ::-1].swapaxes(2, 3),
-    "not turned": lambda w: w.swapaxes(2, 3),
-    "transposed in place of turned": lambda w: w.transpose(1, 0, 3, 2),
-    "turned, channels not swapped": lambda w: w[::-1, ::-1],
+    "rotated, channels swapped": lambda w: w[::-1, ::-1].swapaxes(2, 3),
+    "not rotated": lambda w: w.swapaxes(2, 3),
+    "transposed instead of rotated": lambda w: w.transpose(1, 0, 3, 2),
+    "rotated, channels not swapped": lambda w: w[::-1, ::-1],
 }.items():
-    print(f"{name.upper()}\n{told(pull(prepare), inputs)}\n")
+    print(f"{name.upper()}\n{verdict(pull(prepare), inputs)}\n")
 
 # %% [markdown]
-# And at stride 2? Then $g$ has only every second place. Put a zero into each place that was skipped, and all is as
-# before:
+# And at stride 2? Then $g$ has only every second position. Put a zero into each position that was skipped, and
+# everything is as before:
 
 # %%
 x_odd, g_odd = rng.standard_normal((2, 7, 5, 3)), rng.standard_normal((2, 3, 2, 4))  # stride 2: 7 -> 3, 5 -> 2
 spread = np.zeros((2, 5, 3, 4))
 spread[:, ::2, ::2] = g_odd
-pulled = conv2d_naive(spread, turned, padding=2)
+pulled = conv2d_naive(spread, w_rotated, padding=2)
 pushed = col2im(g_odd.reshape(-1, 4) @ w.reshape(-1, 4).T, x_odd.shape, 3, 3, stride=2)
 print("pulled and pushed agree:", np.allclose(pulled, pushed))
 drawings.numbers({"g, one channel": g_odd[0, :, :, 0].round(1), "with zeros between": spread[0, :, :, 0].round(1)})
 
 # %% [markdown]
 # Pushing and pulling give the same numbers. Which one is faster is a matter of memory. `mr.conv2d` pulls at stride 1,
-# as that reads and writes long runs of numbers; and it finds that the patches of $g$ which it needs for $dx$ give $dw$
-# as well, so one im2col serves both. At other strides, and for kernels that are not square, it pushes.
+# because that reads and writes long runs of numbers; and the patches of $g$ that it needs for $dx$ give $dw$ as well,
+# so one im2col serves both. At other strides, and for kernels that are not square, it pushes.
 #
-# Last, the library's convolution against finite differences, with all the difficulties at once:
+# Sections 5 to 7 in one function: this is `conv2d_simple` from the library. You have seen every line of it.
+
+# %%
+print(inspect.getsource(conv2d_simple))
+
+# %% [markdown]
+# Last, both of the library's convolutions against finite differences, with all the difficulties at once:
 
 # %%
 for stride, padding in ((1, 0), (1, 1), (2, 1), (3, 2)):
     inputs = [away_from_kinks(rng, shape) for shape in ((2, 6, 5, 3), (3, 2, 3, 4), (4,))]
-    right = mr.gradcheck(lambda x, w, bias, s=stride, p=padding: mr.conv2d(x, w, bias, s, p), inputs)
+    right = all(
+        mr.gradcheck(lambda x, w, bias, conv=conv, s=stride, p=padding: conv(x, w, bias, s, p), inputs)
+        for conv in (conv2d_simple, mr.conv2d)
+    )
     print(f"stride {stride}, padding {padding}: gradients for x, w and bias right: {right}")
 
 # %% [markdown]
@@ -606,7 +618,7 @@ for stride, padding in ((1, 0), (1, 1), (2, 1), (3, 2)):
 # Can a 1x1 kernel do anything? It sees one pixel, so it knows nothing of neighbours. But it sees *all channels* of that
 # pixel, and mixes them. Its weights are a matrix `(C, F)`, applied at every pixel: a linear layer that slides.
 #
-# **Predict.** What picture does the filter with the weights 0.299, 0.587, 0.114 make of red, green and blue?
+# **Predict.** What image does the filter with the weights 0.299, 0.587, 0.114 make of red, green and blue?
 
 # %%
 image = data.train_images[5:6] / np.float32(255)  # (1, 32, 32, 3)
@@ -625,9 +637,9 @@ for axis in axes:
 plt.show()
 
 # %% [markdown]
-# The first is the brightness that the eye sees; the others are differences of colours.
+# The first is brightness as the eye sees it; the others are differences of colours.
 #
-# A 1x1 convolution is cheap, and it can change the number of channels. Deep nets use it to make room: squeeze 256
+# A 1x1 convolution is cheap, and it can change the number of channels. Deep nets use it to save work: squeeze 256
 # channels to 64, do the costly 3x3 work there, and go back to 256. That is the *bottleneck* of ResNet-50:
 
 # %%
@@ -641,7 +653,7 @@ print(f"1x1 to 64, 3x3 on 64, 1x1 back to 256:    {256 * 64 + 3 * 3 * 64 * 64 + 
 # largest number of each little square; **average pooling** keeps the mean. Both have a window, a stride and nothing to
 # learn.
 #
-# Forward is easy. **Predict** the way back: four numbers came in, one went out. Who gets its gradient?
+# Forward is easy. **Predict** the backward pass: four numbers went in, one came out. Who gets its gradient?
 
 # %%
 x_pool = np.array([[1, 5, 2, 0], [3, 4, 8, 6], [7, 0, 1, 1], [2, 9, 1, 3]], float)
@@ -659,24 +671,24 @@ marks = dict.fromkeys(("x", "dx of max pool", "dx of average pool"), squares)
 drawings.numbers(results | below, marks=marks, columns=3)
 
 # %% [markdown]
-# Max pooling gives all of it to the **winner**: had any other number been a little larger, nothing would have changed.
-# Average pooling gives a quarter to each. Where two numbers tie for the maximum, there is no right answer;
+# Max pooling gives all of it to the **winner**: if any other number had been a little larger, nothing would have
+# changed. Average pooling gives a quarter to each. Where two numbers tie for the maximum, there is no right answer;
 # `mr.max_pool2d` takes the first. That is why `away_from_kinks` draws arrays without ties.
 #
-# What is lost is exact place, and that is the use of it. Move the picture by one pixel, and see how much the edges
+# What is lost is the exact position, and that is the purpose. Move the image by one pixel, and see how much the edges
 # change before and after pooling:
 
 # %%
-edges = np.abs(slide(picture, kernels["C"]))[None, :, :, None]  # (1, 30, 30, 1)
+edges = np.abs(slide(grey, kernels["C"]))[None, :, :, None]  # (1, 30, 30, 1)
 moved = np.roll(edges, 1, axis=1)
 for size in (1, 2, 5, 10):
     a, b = (mr.max_pool2d(mr.Tensor(e), size).data for e in (edges, moved))
     print(f"max over {size:2}x{size:<2}: the map changes by {np.abs(a - b).sum() / np.abs(a).sum():4.0%} of its size")
 
 # %% [markdown]
-# At the end of a ResNet stands the extreme case, **global average pooling**: the mean of each feature map over the
-# whole picture, one number a channel. "How much of this feature is there, no matter where?" Its way back gives every
-# pixel $1/(H W)$ of the gradient.
+# At the end of a ResNet we find the extreme case, **global average pooling**: the mean of each feature map over the
+# entire image, one number per channel. "How much of this feature is there, no matter where?" Backward, every pixel gets
+# $1/(H W)$ of the gradient.
 #
 # ## 10. Where the speed comes from
 #
@@ -693,7 +705,7 @@ print(f"{macs / 1e6:.1f} million multiplications, each with an addition")
 
 # %%
 def seconds(function, rounds=5):
-    """Best time of some rounds: whatever else the machine does can only make it slower."""
+    """The best time of a few rounds: other work on the machine can only make it slower."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -704,12 +716,12 @@ def seconds(function, rounds=5):
 
 x_big = rng.standard_normal((32, 32, 32, 16), np.float32)
 w_big = rng.standard_normal((3, 3, 16, 16), np.float32)
-corner = x_big[:1, :8, :8]  # 36 places, for the loops
+corner = x_big[:1, :8, :8]  # 36 positions, for the loops
 
 live = {
     "seven loops (scaled up)": seconds(lambda: seven_loops(corner, w_big), 1) * (32 * 32 * 32) / 36,
     "a NumPy sum per output": seconds(lambda: conv2d_naive(x_big, w_big, None, 1, 1), 2),
-    "im2col, one product": seconds(lambda: im2col(x_big, 3, 3, 1, 1) @ w_big.reshape(-1, 16)),
+    "conv2d_simple": seconds(lambda: conv2d_simple(mr.Tensor(x_big), mr.Tensor(w_big), padding=1)),
     "mr.conv2d": seconds(lambda: mr.conv2d(mr.Tensor(x_big), mr.Tensor(w_big), padding=1), 10),
 }
 slowest = max(live.values())
@@ -717,8 +729,8 @@ for name, t in live.items():
     print(f"{name:25}{1e3 * t:12,.1f} ms   {slowest / t:8,.0f} times as fast   {2 * macs / t / 1e9:8.3f} GFLOP/s")
 
 # %% [markdown]
-# Those were *your* times, of this run. The next picture shows *recorded* ones beside them: `benchmarks/ladder.py`
-# measured them with more care, on the machine that is named above it, and with PyTorch for comparison.
+# Those were *your* times, from this run. The next plot also shows *recorded* ones: `benchmarks/ladder.py` measured them
+# with more care, on the machine named in the title, and with PyTorch for comparison.
 
 # %% tags=["hide-input"]
 recorded = json.loads(Path("../benchmarks/ladder.json").read_text(encoding="utf-8"))
@@ -727,7 +739,7 @@ heights = len(live), len(recorded["milliseconds"])
 figure, axes = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True, height_ratios=heights)
 ladders = (
     (
-        f"measured in this notebook, {mr.get_num_threads()} thread{'s' if mr.get_num_threads() > 1 else ''}",
+        f"measured in this notebook, {get_num_threads()} thread{'s' if get_num_threads() > 1 else ''}",
         {name: 1e3 * t for name, t in live.items()},
         plots.COLOURS[0],
     ),
@@ -747,30 +759,31 @@ plt.show()
 # The loops and the product do the same multiplications. What differs is everything around them:
 #
 # 1. **From loops to NumPy.** Python takes far longer to find out *what* to multiply than to multiply. One NumPy call
-#    does many multiplications for one such question.
+#    answers that question once for many multiplications.
 # 2. **From many sums to one product.** A matrix product uses each number that it fetches many times: a patch meets all
-#    filters while it is close at hand. Libraries for matrix products (BLAS) are tuned for that, processor by processor.
-# 3. **Chunks and threads.** im2col of the whole batch is a large array, which is written to main memory and read
-#    back. A few images at a time stay in the processor's cache, and different threads can take different images.
+#    filters while it is still in the cache. Libraries for matrix products (BLAS) are tuned for that, processor by
+#    processor.
+# 3. **Chunks and threads.** im2col of the entire batch is a large array, which is written to main memory and read back.
+#    A few images at a time stay in the processor's cache, and different threads can take different images.
 
 # %%
-whole = 32 * 32 * 32 * 3 * 3 * 16 * 4
-image_bytes = whole // 32
-slices = mr.backend.split(32, image_bytes)
-print(f"im2col of the whole batch: {whole / 2**20:.1f} MiB")
+image_bytes = 32 * 32 * 3 * 3 * 16 * 4
+slices = split(32, image_bytes)
+print(f"im2col of the entire batch: {32 * image_bytes / 2**20:.1f} MiB")
 print(
     f"in chunks: {len(slices)} slices of at most {max(s.stop - s.start for s in slices)} images, "
     f"{max(s.stop - s.start for s in slices) * image_bytes / 2**20:.1f} MiB each"
 )
 
 # %% [markdown]
-# That is why `conv2d` in the library looks as it does: a loop over chunks around the two lines that you know, and
-# inside a chunk the product is made in blocks, small enough for BLAS to like.
+# That is all that separates `mr.conv2d` from `conv2d_simple`. It writes the same steps as functions of a few images,
+# and `over_batch` in `minires/parallel.py` cuts the batch into chunks and shares them among the threads. Inside a chunk
+# the product is made in blocks, small enough for BLAS to multiply fast.
 #
 # ## 11. What does a net want to see?
 #
 # Time to let the gradient choose the kernels. A small net: two convolutions, each followed by ReLU and max pooling, and
-# a linear layer. The first kernels are 7x7, large enough to be looked at.
+# a linear layer. The first kernels are 7x7, large enough to look at.
 
 
 # %%
@@ -789,7 +802,7 @@ def small_net(seed=0):
 
 
 def train(net, images, labels, test_images, epochs):
-    """Momentum and weight decay, the learning rate once up and down; prints a line an epoch."""
+    """Momentum and weight decay; the learning rate goes up and down once. Prints a line for each epoch."""
     loader = Loader(images, labels, 64, normalise=normalise, shuffle=True, drop_last=True)
     schedule = one_cycle(0.05, epochs * len(loader))
     optimiser = mr.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-3)
@@ -802,7 +815,7 @@ def train(net, images, labels, test_images, epochs):
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
-        _, accuracy = evaluate(net, test_images, test_labels, normalise)
+        _, accuracy = mr.evaluate(net, test_images, test_labels, normalise)
         print(f"epoch {epoch + 1:2}: training loss {np.mean(losses):.3f}, test accuracy {accuracy:.1%}", flush=True)
     return accuracy
 
@@ -819,8 +832,8 @@ print(f"{data.name}: {accuracy:.1%} with {sum(p.size for p in net.parameters()):
 print(f"the MLP of chapter 3, with 256 hidden units, has {3072 * 256 + 256 + 256 * 10 + 10:,}")
 
 # %% [markdown]
-# Compare with the test accuracy that the MLP of chapter 3 reached, with more than fifty times as many parameters. (This
-# chapter looks at test images after every epoch. It may, as nothing is chosen by them.)
+# Compare this with the test accuracy of the MLP of chapter 3, which has more than fifty times as many parameters. (This
+# chapter looks at test images after every epoch. That is fine, because nothing is chosen by them.)
 #
 # And the kernels? Here they are as they began: random numbers.
 
@@ -834,10 +847,10 @@ plots.filters(before)
 plots.filters(after)
 
 # %% [markdown]
-# Nobody told the net about edges. Most of its filters have become stripes: a colour on one side, another colour on the
-# other, in many directions. (With CIFAR-10 on your disk, set `MINIRES_DATA` and run the chapter again: edges there too,
-# beside plain patches of colour.) It has found what people used to design, because edges are what tells one shape from
-# another.
+# Nobody taught the net about edges. Most of its filters have become stripes: one colour on one side, another on the
+# other, in many directions. (If you have CIFAR-10, set `MINIRES_DATA` and run the chapter again: you will find edges
+# there too, and plain patches of colour.) It has found what people used to design, because edges are what distinguishes
+# one shape from another.
 #
 # Here is what they see in one image: every map is bright where the filter found its pattern.
 
@@ -860,22 +873,22 @@ for k in range(16):
 plt.show()
 
 # %% [markdown]
-# One question is left. An MLP does not mind shuffled pixels. **Predict.** How will this net do, if it is trained and
-# tested on shuffled images?
+# One question is left. An MLP does not mind shuffled pixels. **Predict.** How well will this net do if it is trained
+# and tested on shuffled images?
 
 # %%
 order = np.random.default_rng(1).permutation(32 * 32)
 
 
 def shuffle_pixels(images):
-    """Every pixel moves to another place, the same one in all images (N, 32, 32, 3)."""
+    """Every pixel moves to another position, the same one in all images (N, 32, 32, 3)."""
     return images.reshape(len(images), 32 * 32, 3)[:, order].reshape(images.shape)
 
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(2, 6, figsize=(7, 2.6))
-for pictures, row in zip((images[:6], shuffle_pixels(images[:6])), axes, strict=True):
-    for image, axis in zip(pictures, row, strict=True):
+for shown, row in zip((images[:6], shuffle_pixels(images[:6])), axes, strict=True):
+    for image, axis in zip(shown, row, strict=True):
         axis.imshow(image)
         axis.set_axis_off()
 plt.show()
@@ -890,60 +903,60 @@ print(f"\n{fewer} epochs: {straight:.1%} as they are, {scrambled:.1%} shuffled, 
 
 # %% [markdown]
 # It minds very much. The convolution is not stronger than a linear layer: it is *weaker*, a linear layer with nearly
-# all weights zero and the rest shared. Its gain is that it assumes something about images that is true: neighbours
-# belong together, and what is worth finding in one place is worth finding in all. Take that truth away, and the gain is
-# gone.
+# all weights zero and the rest shared. Its advantage is that it assumes something about images that is true: neighbours
+# belong together, and what is worth finding in one place is worth finding everywhere. Take that truth away, and the
+# advantage is gone.
 #
 # ## Summary
 #
-# - A convolution slides a kernel: at each place a sum of products, the same weights everywhere. `(N, H, W, C)` and
+# - A convolution slides a kernel: at each position a sum of products, the same weights everywhere. `(N, H, W, C)` and
 #   `(KH, KW, C, F)` give `(N, OH, OW, F)`.
-# - Places along an axis: $\lfloor (n + 2p - k) / s \rfloor + 1$.
-# - im2col copies each patch into a row; then $Y = P\,W$ is the whole convolution.
+# - Positions along an axis: $\lfloor (n + 2p - k) / s \rfloor + 1$.
+# - im2col copies each patch into a row; then $Y = P\,W$ is the entire convolution.
 # - For the weights $dW = P^\top G$: each use of a weight adds its part.
 # - For the input $dP = G\,W^\top$, and col2im adds the copies back: $dx = \text{col2im}(G\,W^\top)$. At stride 1 that
-#   is a convolution of $g$ with the kernel turned by half a turn and its channels swapped, padding $K-1-p$.
-# - 1x1 convolutions mix channels. Max pooling sends the gradient to the winner, average pooling shares it out.
+#   is a convolution of $g$ with the kernel rotated by 180 degrees and its channels swapped, padding $K-1-p$.
+# - 1x1 convolutions mix channels. Max pooling sends the gradient to the winner, average pooling shares it equally.
 # - The speed comes from one large product, made in pieces that fit the cache.
 #
 # ## Common mistakes
 #
 # - **`=` for `+=` in col2im.** Right only where patches don't overlap. Section 7 shows the pattern: the corners are
 #   right.
-# - **Padding forgotten on the way back.** The gradient is made for the padded picture; cut the border off.
-# - **Kernel not turned**, or channels not swapped, in the gradient for the input. With symmetric kernels, or in a
-#   test with one channel, nobody notices.
-# - **Tests on square images only.** `OH` and `OW` swapped, or a reshape in the wrong order, pass them. Take 6x5 images,
-#   3x2 kernels, N = 2, C and F different.
+# - **Padding forgotten in the backward pass.** The gradient is made for the padded image; crop the border.
+# - **Kernel not rotated**, or channels not swapped, in the gradient for the input. With symmetric kernels, or in a test
+#   with one channel, nobody notices.
+# - **Tests on square images only.** They do not notice `OH` and `OW` swapped, or a reshape in the wrong order. Take 6x5
+#   images, 3x2 kernels, N = 2, C and F different.
 # - **Rows and weights in different orders.** If patches are `(C, KH, KW)` and weights `(KH, KW, C, F)`, the product has
 #   the right shape and wrong numbers.
 # - **"Every 3x3 convolution of a ResNet has stride 2."** Only the first of a stage has; the others keep the size.
 # - **A pooling window of one**, `avg_pool2d(x, 1)`, which pools nothing. A listing of ResNet-50 that is often copied
-#   has it in place of global average pooling.
+#   has it instead of global average pooling.
 #
 # ## Three questions
 #
 # <details><summary>1. Two 3x3 convolutions one after another: how many pixels does one output see? Why prefer them to
 # one 5x5?</summary>
 #
-# 5x5: the second layer sees 3x3 outputs of the first, of which the outermost reach one pixel further. The two have
-# $2 \cdot 9\,C^2 = 18\,C^2$ weights where one 5x5 has $25\,C^2$, and a ReLU stands between them.
+# 5x5: the second layer sees 3x3 outputs of the first, and the outermost of these reach one pixel further. The two have
+# $2 \cdot 9\,C^2 = 18\,C^2$ weights where one 5x5 has $25\,C^2$, and there is a ReLU between them.
 #
 # </details>
 #
-# <details><summary>2. The gradient for a weight of the first layer is a sum over all places of all images. Is it
+# <details><summary>2. The gradient for a weight of the first layer is a sum over all positions of all images. Is it
 # therefore larger than that of a linear layer, and does that call for a smaller learning rate?</summary>
 #
 # It has more summands, but they have different signs and partly cancel, and each is smaller: the loss is spread over
-# many places. There is no general rule from the count alone; what matters is measured, as in chapter 3's sweep. Chapter
-# 5 looks at the sizes of gradients through the depth of a net.
+# many positions. No general rule follows from the count alone; measure, as in chapter 3's sweep. Chapter 5 looks at the
+# sizes of gradients through the depth of a net.
 #
 # </details>
 #
 # <details><summary>3. With stride 2 and a 1x1 kernel, which pixels get a gradient?</summary>
 #
-# One in four: those with even row and even column. The others lie under no kernel. Nothing they hold can reach the
-# output on this way, which is why such a layer alone would waste three quarters of the picture.
+# One in four: those with even row and even column. The others are under no kernel. Nothing they hold can reach the
+# output through this layer, which is why such a layer alone would waste three quarters of the image.
 #
 # </details>
 #
@@ -976,8 +989,9 @@ hint("4.1")
 # %% [markdown]
 # ## Read on
 #
-# - `minires/conv.py`: `output_size`, `im2col`, `col2im`, `conv2d` with both gradients, pooling. You know every line of
-#   it now, but for chunks and blocks; `in_lanes` and `in_blocks` in `minires/backend.py` explain those.
+# - `minires/conv.py`: `output_size`, `im2col`, `col2im`, `conv2d_simple`, `conv2d` with both gradients, pooling. You
+#   know every line of it now, except for the chunks, threads and blocks: those are in `minires/parallel.py`
+#   (`over_batch`, `product`).
 # - `minires/nn.py`: `Conv2d`, the layer that holds the weights, with the initialisation of chapter 3. Its fan-in is
 #   $KH \cdot KW \cdot C$: the length of a row.
 # - `benchmarks/README.md`: what made the library's convolution faster, and what did not.

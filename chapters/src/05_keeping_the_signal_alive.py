@@ -5,7 +5,7 @@
 # - predict how a signal and its gradient grow or shrink through fifty layers, and measure it;
 # - clip a gradient, and say what that cures and what it does not;
 # - build batch norm from single steps, and derive its fused backward term by term;
-# - tell the bug of a forgotten evaluation mode from its symptoms;
+# - recognise a forgotten evaluation mode by its symptoms;
 # - say where batch norm and layer norm differ, and which one ResNets use.
 #
 # **You need** chapters 1 to 4; from mathematics mean and variance.
@@ -35,10 +35,9 @@ from minires.course import drawings
 from minires.data import Loader, Normalise
 from minires.norm import batch_norm_simple
 from minires.tensor import topological_order
-from minires.training.loop import evaluate, open_data
 
 plots.notebook_style()
-data = open_data("auto")
+data = mr.open_data("auto")
 normalise = Normalise.channels(data.train_images)
 
 # %% [markdown]
@@ -58,8 +57,8 @@ print(f"\nfloat32 holds numbers from about {limits.smallest_subnormal:.0e} to {l
 
 # %% [markdown]
 # Depth is an exponent. Factors that nobody would notice in one layer decide everything over fifty, and before long
-# float32 is at its end. A deep net can be trained only if the factor is *very* close to 1. And there are two signals to
-# care for: the activations on the way forward, and the gradient on the way back.
+# float32 reaches its limits. A deep net can be trained only if the factor is *very* close to 1. And there are two
+# signals to take care of: the activations in the forward pass, and the gradient in the backward pass.
 #
 # ## 2. Two signals, measured
 #
@@ -70,11 +69,11 @@ print(f"\nfloat32 holds numbers from about {limits.smallest_subnormal:.0e} to {l
 #
 # where $n$ is the fan-in: how many numbers each output sums. For a convolution that is the length of a row of im2col,
 # $n = KH \cdot KW \cdot C$. He's rule, $\sigma^2 = 2/n$, makes the factor 1. Now let all weights be larger by a factor
-# $a$; we shall call it the *gain*. Then the mean square grows by $a^2$ per layer, and the size of the signal by $a$.
+# $a$; call it the *gain*. Then the mean square grows by $a^2$ per layer, and the size of the signal by $a$.
 #
 # **And backward?** The gradient of one input is a sum too: over all outputs it entered, times the same weights. It has
-# $KH \cdot KW \cdot F$ terms, the fan-out. The ReLU lets the gradient through where $y$ was positive, for one half of
-# them. So the factor is the same, with fan-out for fan-in. In a layer with as many channels out as in, they are equal.
+# $KH \cdot KW \cdot F$ terms, the fan-out. The ReLU lets the gradient through where $y$ was positive, for half of them.
+# So the factor is the same, with fan-out instead of fan-in. In a layer with as many channels out as in, they are equal.
 #
 # So the prediction is: with gain $a$, after $l$ layers the signal has size $a^l$; and a gradient that starts at the
 # loss has, $l$ layers below it, size $a^l$.
@@ -91,7 +90,10 @@ def deep_net(depth, gain=1.0, norm=None, width=32, seed=0):
     for i in range(depth):
         conv = nn.Conv2d(channels, width, 3, stride=2 if i in (0, 3) else 1, padding=1, rng=rng)
         conv.weight.data *= np.float32(gain)
-        layers += [conv] + ([norm(width)] if norm else []) + [nn.ReLU()]
+        layers.append(conv)
+        if norm:
+            layers.append(norm(width))
+        layers.append(nn.ReLU())
         channels = width
     return nn.Sequential(*layers, nn.GlobalAvgPool(), nn.Linear(width, 10, std=0.01, rng=rng))
 
@@ -120,13 +122,13 @@ plain = {gain: signals(deep_net(30, gain)) for gain in (0.7, 1.0, 1.4)}
 
 # %% tags=["hide-input"]
 def show_signals(found, predicted=True):
-    """Forward and backward, a line for each gain; dotted: gain to the power of the number of layers."""
+    """Forward and backward, one line per gain; dotted: gain to the power of the number of layers."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
     for k, (gain, (forward, backward)) in enumerate(found.items()):
         colour, layers = plots.COLOURS[k], np.arange(1, len(forward) + 1)
         for axis, sizes in zip(axes, (forward, backward), strict=True):
-            look = {"marker": "vo^"[k], "markersize": 4, "markevery": (k, 3), "color": colour}
-            axis.semilogy(layers, sizes, label=f"gain {gain}", **look)
+            style = {"marker": "vo^"[k], "markersize": 4, "markevery": (k, 3), "color": colour}
+            axis.semilogy(layers, sizes, label=f"gain {gain}", **style)
         if predicted:
             axes[0].semilogy(layers, forward[0] * gain ** (layers - 1.0), ":", color=colour)
             axes[1].semilogy(layers, backward[-1] * gain ** (layers[-1] - layers.astype(float)), ":", color=colour)
@@ -138,18 +140,18 @@ def show_signals(found, predicted=True):
 
 
 # %% [markdown]
-# **Predict** the two pictures for gain 0.7, 1 and 1.4. In which layer is the gradient smallest for 0.7?
+# **Predict** the two plots for gain 0.7, 1 and 1.4. In which layer is the gradient smallest for 0.7?
 
 # %%
 show_signals(plain)
 
 # %% [markdown]
-# Dotted is the prediction, with no measurement in it but the first point. On a logarithmic axis a constant factor is a
-# straight line, and straight lines they are. With gain 0.7 the gradient **vanishes** on its way to the first layers:
-# they learn next to nothing. With gain 1.4 it **explodes**. He's gain 1 keeps both near where they started. Not
-# exactly: the layers are narrow, so their factors scatter about 1, and the zeros of the padding take a little away at
-# every border. The kink between layers 4 and 3, in the right picture, is the stride of layer 4: there a pixel enters
-# only a quarter as many outputs, so it collects less.
+# The dotted lines are the prediction, with nothing measured in it but the first point. On a logarithmic axis a constant
+# factor is a straight line, and straight lines they are. With gain 0.7 the gradient **vanishes** before it reaches the
+# first layers: they learn next to nothing. With gain 1.4 it **explodes**. He's gain 1 keeps both near where they
+# started. Not exactly: the layers are narrow, so their factors scatter around 1, and the zeros of the padding take a
+# little away at every border. The kink between layers 4 and 3, in the right plot, is the stride of layer 4: there a
+# pixel enters only a quarter as many outputs, so it collects less.
 
 # %%
 for gain, (_, backward) in plain.items():
@@ -159,7 +161,7 @@ for gain, (_, backward) in plain.items():
 # ## 3. A leash for exploding gradients
 #
 # What happens to training where gradients explode? The smallest deep net there is has one weight, used twenty times:
-# $y = w^{20}$. It shall learn to give $y = \tfrac12$. Here is its loss, $L = \tfrac12 (w^{20} - \tfrac12)^2$.
+# $y = w^{20}$. It should learn to output $\tfrac12$. Here is its loss, $L = \tfrac12 (w^{20} - \tfrac12)^2$.
 
 
 # %% tags=["hide-input"]
@@ -181,7 +183,7 @@ plt.show()
 
 # %% [markdown]
 # A plain on the left, a cliff on the right. On the plain the slope is nearly zero, on the cliff it is huge.
-# **Predict.** We stand on the cliff, at $w = 1.2$, and make steps with learning rate 0.01. Where does the first step
+# **Predict.** We start on the cliff, at $w = 1.2$, and take steps with learning rate 0.01. Where does the first step
 # lead?
 
 # %%
@@ -191,9 +193,9 @@ for step in range(2):
     w -= 0.01 * cliff_slope(w)
 
 # %% [markdown]
-# Over the edge and out of sight. The slope told the truth about the direction. But it holds only nearby, and the step
-# was as long as the slope was steep. **Clipping** keeps the direction and limits the length: if the gradient is longer
-# than $c$, scale it down to length $c$.
+# Over the edge and out of sight. The slope was right about the direction. But it holds only nearby, and the step was as
+# long as the slope was steep. **Clipping** keeps the direction and limits the length: if the gradient is longer than
+# $c$, scale it down to length $c$.
 #
 # $$ g \leftarrow g \cdot \min\!\left(1, \frac{c}{\lVert g \rVert}\right) $$
 
@@ -224,7 +226,7 @@ axes.legend(loc="lower right", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Clipped by its norm, the gradient is shorter and points where it did. Clipped by entry, it turns.
+# Clipped by its norm, the gradient is shorter and still points the same way. Clipped entry by entry, it turns.
 #
 # Now a real net, the small one of chapter 4, with a learning rate four times as high as there.
 
@@ -251,7 +253,7 @@ def train(net, lr, steps, max_norm=None):
     optimiser = mr.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
     loader = Loader(data.train_images, data.train_labels, 64, normalise=normalise, shuffle=True, drop_last=True)
     losses, norms = [], []
-    with np.errstate(over="ignore", invalid="ignore"):  # we shall drive some nets to infinity
+    with np.errstate(over="ignore", invalid="ignore"):  # some of these nets go to infinity
         for epoch in range(1 + steps // len(loader)):
             for x, y in loader.epoch(epoch):
                 if len(losses) == steps:
@@ -276,7 +278,7 @@ def smooth(losses, width=10):
 
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3))
-for (losses, norms), style, name in ((wild, "--", "as it comes"), (held, "-", "norm at most 0.25")):
+for (losses, norms), style, name in ((wild, "--", "not clipped"), (held, "-", "norm at most 0.25")):
     axes[0].plot(smooth(losses), style, label=name)
     axes[1].semilogy(norms, style, linewidth=0.8, label=name)
 axes[0].axhline(np.log(10), color=plots.INK, linewidth=0.8, linestyle=":")
@@ -284,11 +286,11 @@ axes[0].set(title="training loss, mean of 10 steps (dotted: ln 10)", xlabel="ste
 axes[1].set(title="norm of the gradient, before clipping", xlabel="step")
 axes[0].legend()
 plt.show()
-print(f"loss over the last 20 steps: {wild[0][-20:].mean():.2f} as it comes, {held[0][-20:].mean():.2f} clipped")
+print(f"loss over the last 20 steps: {wild[0][-20:].mean():.2f} not clipped, {held[0][-20:].mean():.2f} clipped")
 
 # %% [markdown]
-# Without a leash the first steps throw the net to a place where it guesses, loss $\ln 10$, and its gradient has
-# almost died. With clipping the same learning rate works.
+# Without a leash the first steps throw the net to where it only guesses, loss $\ln 10$, and its gradient has almost
+# died. With clipping the same learning rate works.
 #
 # **Predict.** Can clipping also help the net of 30 layers with gain 0.7, whose gradient *vanishes*?
 
@@ -303,18 +305,17 @@ print(f"gradient of the first layer: {before:.2e} before, {rms(first.grad):.2e} 
 
 # %% [markdown]
 # No. Clipping only ever makes gradients *shorter*, and all by the same factor. What is too small stays too small.
-# "Gradient clipping cures vanishing gradients" is a sentence that you may meet; it is wrong.
+# "Gradient clipping cures vanishing gradients" is a sentence that you may come across; it is wrong.
 #
 # ## 4. Force it: batch norm
 #
-# Initialisation makes the factor 1 *at the start*. Then training changes the weights, and nobody watches over the
-# factor any more. **Batch norm** does not hope. It measures the signal in every layer, on every batch, and sets its
-# size.
+# Initialisation makes the factor 1 *at the start*. Then training changes the weights, and nobody watches the factor any
+# more. **Batch norm** does not hope. It measures the signal in every layer, on every batch, and sets its size.
 #
 # Take four examples with two channels. Each **channel**, a column, gets mean 0 and variance 1. In steps:
 #
 # 1. the mean of the column: $\mu = \frac1M \sum_i x_i$
-# 2. take it away: $c_i = x_i - \mu$
+# 2. subtract it: $c_i = x_i - \mu$
 # 3. the mean of the squares is the variance: $v = \frac1M \sum_i c_i^2$
 # 4. divide by its root: $\hat x_i = c_i / \sqrt{v + \varepsilon}$
 
@@ -329,18 +330,18 @@ drawings.numbers({"x": x, "mean": mean, "c = x - mean": c, "v": v, "xhat": xhat}
 # %% [markdown]
 # One column went from 1 to 7, the other from 20 to 60. Now they can be compared.
 #
-# A picture has many pixels, and all of them count. For `x` of shape `(N, H, W, C)` the mean of a channel runs over
-# images *and* places, over $M = N \cdot H \cdot W$ numbers. As the channel is the last axis, that is simply the mean
-# over all other axes: picture the array as a table of $M$ rows and $C$ columns.
+# An image has many pixels, and all of them count. For `x` of shape `(N, H, W, C)` the mean of a channel runs over
+# images *and* positions, over $M = N \cdot H \cdot W$ numbers. Since the channel is the last axis, that is simply the
+# mean over all other axes: think of the array as a table of $M$ rows and $C$ columns.
 #
-# Two more letters, $\gamma$ and $\beta$, one number a channel, both learned:
+# Two more letters, $\gamma$ and $\beta$, one number per channel, both learned:
 #
 # $$ y_i = \gamma\, \hat x_i + \beta . $$
 #
-# Why undo with $\gamma$ and $\beta$ what was just done? To leave the choice to the net. A channel of mean 0 loses half
-# of its values to the ReLU; perhaps a tenth or nine tenths would serve better. What batch norm takes away is not the
-# freedom to have any mean and size. It is that mean and size come about by accident, as the result of all layers below.
-# Now each is one number, with a gradient of its own.
+# Why undo with $\gamma$ and $\beta$ what was just done? So that the net can choose. A channel of mean 0 loses half of
+# its values to the ReLU; perhaps a tenth or nine tenths would be better. Batch norm does not take away the freedom to
+# have any mean and size. It only prevents them from being an accident, the result of all layers below. Now each is one
+# number, with a gradient of its own.
 #
 # And $\varepsilon$? **Predict** what happens without it to a channel in which all numbers are equal.
 
@@ -352,7 +353,7 @@ with np.errstate(invalid="ignore"):
         print(f"eps = {eps:g}: xhat = {(centred / np.sqrt((centred * centred).mean(axis=0) + eps)).ravel()}")
 
 # %% [markdown]
-# The library has these steps as they stand here, in operations of chapter 1, so the engine can find the gradient by
+# The library has exactly these steps, written with the operations of chapter 1, so the engine can find the gradient by
 # itself:
 
 # %%
@@ -366,8 +367,8 @@ normed = {gain: signals(deep_net(30, gain, nn.BatchNorm2d)) for gain in (0.7, 1.
 show_signals(normed, predicted=False)
 
 # %% [markdown]
-# You see one line where there are three: they lie on top of each other. The gain has no effect whatever. Batch norm
-# divides by the size of what comes in, and with it by any factor in the weights below:
+# You see one line where there are three: they are on top of each other. The gain has no effect at all. Batch norm
+# divides by the size of its input, and with it by any factor in the weights below:
 
 # %%
 rng = np.random.default_rng(0)
@@ -382,15 +383,15 @@ for scale in (1, 10):
     y.backward(upstream)
     results.append((y.data, w.grad))
 (y1, dw1), (y10, dw10) = results
-print(f"weights times 10: the output changes by {np.abs(y10 - y1).max():.1e} (eps, and no more)")
+print(f"weights times 10: the output changes by {np.abs(y10 - y1).max():.1e} (only because of eps)")
 print(f"                  the weights' gradient is {rms(dw10) / rms(dw1):.3f} times as large")
 
 # %% [markdown]
 # The second number is worth a thought. Ten times larger weights, the same output, a tenth of the gradient: large
 # weights are changed by smaller steps. That is a brake, and nobody had to build it.
 #
-# Now the honest part: look at the right picture again. Forward, the signal is as flat as can be. Backward it is not. It
-# does not vanish; it *grows* a little from layer to layer on its way down.
+# Now the honest part: look at the right plot again. Forward, the signal is perfectly flat. Backward it is not. It does
+# not vanish; it *grows* a little from layer to layer on its way down.
 
 # %%
 _, backward = normed[1.0]
@@ -398,7 +399,7 @@ growth = (backward[0] / backward[-1]) ** (1 / (len(backward) - 1))
 print(f"the gradient grows by a factor of {growth:.2f} per layer, at initialisation")
 
 # %% [markdown]
-# So batch norm has pinned one of the two factors to 1 and brought the other to where a few dozen layers can live with
+# So batch norm has fixed one of the two factors at 1 and brought the other to where a few dozen layers can live with
 # it. And the first layers, which starved at gain 0.7, are now the ones that get most.
 #
 # ## 5. Does it train?
@@ -430,7 +431,7 @@ show_losses(depth_20)
 # With batch norm it learns. Without, it does not even begin, though the *size* of its signal is right. So size is not
 # everything. What else can die in twenty layers?
 #
-# Ask what the signal is *for*: it must tell the images apart. Take the activations of each image as one long vector,
+# Ask what the signal is *for*: it must distinguish the images. Take the activations of each image as one long vector,
 # and measure the angle between those of different images. Cosine 0 means that they have nothing in common, cosine 1
 # that they point the same way.
 
@@ -470,27 +471,28 @@ def show_likeness(found):
 show_likeness(alike)
 
 # %% [markdown]
-# Without a norm, all images look more and more alike to the net: after a ReLU no activation is negative, so all
-# vectors share a direction, and each layer adds to it. The size is kept, the *difference* is lost. Batch norm takes
-# away, in every channel, what the images have in common: the mean. What is left is what tells them apart. That is its
-# second gift. A gain can't give it: a gain makes all vectors longer and turns none.
+# Without a norm, all images look more and more alike to the net: after a ReLU no activation is negative, so all vectors
+# share a direction, and each layer adds to it. The size is kept, the *difference* is lost. Batch norm subtracts, in
+# every channel, what the images have in common: the mean. What is left is what distinguishes them. That is its second
+# gift. A gain can't give it: a gain makes all vectors longer and turns none.
 #
-# ## 6. The way back, by small steps
+# ## 6. The backward pass, in small steps
 #
-# The slow batch norm has one flaw: it is slow. Many small steps write an array as large as `x` each, and read it again
-# on the way back.
+# The step-by-step batch norm has one flaw: it is slow. Each of its many small steps writes an array as large as `x`,
+# and reads it again in the backward pass.
 
 # %%
 x_small = mr.Tensor(rng.standard_normal((6, 3)), requires_grad=True)
 gamma_small, beta_small = (mr.Tensor(rng.standard_normal(3), requires_grad=True) for _ in range(2))
-steps = [t for t in topological_order(batch_norm_simple(x_small, gamma_small, beta_small)) if t.node]
-large = [t.node.name for t in steps if t.shape == x_small.shape]
+y_small = batch_norm_simple(x_small, gamma_small, beta_small)
+steps = [node for node in topological_order(y_small.node) if node.parents]
+large = [node.name for node in steps if node.shape == x_small.shape]
 print(f"{len(steps)} operations; {len(large)} of them write an array as large as x: {', '.join(large)}")
 
 # %% [markdown]
-# We want the gradient as *one* formula. The plan: walk back through the steps, as the engine would. Then put everything
-# together, and watch most of it cancel. We look at one channel with $M$ numbers; other channels don't matter, as
-# nothing is shared between them. With $s = 1/\sqrt{v + \varepsilon}$ the steps are
+# We want the gradient as *one* formula. The plan: go backwards through the steps, as the engine would. Then put
+# everything together, and watch most of it cancel. We look at one channel with $M$ numbers; other channels don't
+# matter, since nothing is shared between them. With $s = 1/\sqrt{v + \varepsilon}$ the steps are
 #
 # $$ \mu = \tfrac1M \textstyle\sum_i x_i, \quad c_i = x_i - \mu, \quad v = \tfrac1M \textstyle\sum_i c_i^2, \quad
 #    s = (v + \varepsilon)^{-1/2}, \quad \hat x_i = s\, c_i, \quad y_i = \gamma\, \hat x_i + \beta . $$
@@ -503,14 +505,15 @@ drawings.chain(["x", "mean", "c", "v", "s", "xhat", "y"], uses)
 
 # %% [markdown]
 # Backward, last step first. We write $g_i$ for the upstream gradient $\partial L / \partial y_i$, and $d\,$something
-# for $\partial L / \partial\,$something. Two questions at each step: what does this quantity touch, and is it used more
-# than once?
+# for $\partial L / \partial\,$something. Two questions at each step: what does this quantity affect, and is it used
+# more than once?
 #
 # **1. $y_i = \gamma\, \hat x_i + \beta$.** $\gamma$ and $\beta$ are used for all $i$, so we sum:
 #
 # $$ d\beta = \sum_i g_i, \qquad d\gamma = \sum_i g_i\, \hat x_i, \qquad d\hat x_i = \gamma\, g_i . $$
 #
-# **2. $\hat x_i = s\, c_i$.** $s$ is used for all $i$. ($c_i$ is used here too, and once more in step 4. Wait with it.)
+# **2. $\hat x_i = s\, c_i$.** $s$ is used for all $i$. ($c_i$ is used here too, and once more in step 4. We come back
+# to it there.)
 #
 # $$ ds = \sum_i d\hat x_i\, c_i . $$
 #
@@ -523,7 +526,7 @@ drawings.chain(["x", "mean", "c", "v", "s", "xhat", "y"], uses)
 #
 # $$ dc_i = \underbrace{s\, d\hat x_i}_{\text{from step 2}} + \underbrace{\tfrac2M\, c_i\, dv}_{\text{through } v} . $$
 #
-# **5. $c_i = x_i - \mu$.** $\mu$ is used for all $i$, with a minus:
+# **5. $c_i = x_i - \mu$.** $\mu$ is used for all $i$, with a minus sign:
 #
 # $$ d\mu = -\sum_i dc_i . $$
 #
@@ -531,7 +534,7 @@ drawings.chain(["x", "mean", "c", "v", "s", "xhat", "y"], uses)
 #
 # $$ dx_i = dc_i + \tfrac1M\, d\mu . $$
 #
-# That is the whole walk. In code it is as long as on paper:
+# That is the entire backward pass. In code it is as long as on paper:
 
 # %%
 x, gamma, beta = x_small.data, gamma_small.data, beta_small.data
@@ -555,8 +558,8 @@ dx = dc + dmean / M
 
 # %% [markdown]
 # Trust, but check: **every single step**, by finite differences. For that, each quantity needs a function that computes
-# the loss *from it on*, with everything computed before it held fixed. The loss is $\sum_i g_i y_i$, whose upstream
-# gradient is $g$.
+# the loss *from that quantity onwards*, with everything computed before it held fixed. The loss is $\sum_i g_i y_i$,
+# whose upstream gradient is $g$.
 
 
 # %%
@@ -675,7 +678,7 @@ for mean_moves, variance_moves, terms, name in (
 # %% [markdown]
 # Each term is there for its reason, and for no other.
 #
-# There is a picture of it too. Plot the upstream gradient $g_i$ of one channel against $\hat x_i$, and draw the
+# The formula can also be drawn. Plot the upstream gradient $g_i$ of one channel against $\hat x_i$, and draw the
 # straight line that fits the dots best. Because $\hat x$ has mean 0 and variance 1, that line is
 # $\frac{d\beta}{M} + \hat x \frac{d\gamma}{M}$: its height is the mean of $g$, its slope the mean of $g \hat x$. **What
 # goes back is what the line leaves over.**
@@ -701,7 +704,7 @@ fitted = np.polyfit(xs, gs, 1)
 print(f"least squares: slope {fitted[0]:.4f}, height {fitted[1]:.4f}; means: {(gs * xs).mean():.4f}, {gs.mean():.4f}")
 
 # %% [markdown]
-# It must be so. Add a constant to the whole channel: batch norm takes it away again, $y$ does not change, so the
+# It must be so. Add a constant to the entire channel: batch norm subtracts it again, $y$ does not change, so the
 # gradient can't have any part in that direction: its sum is 0. Stretch the channel: the same. So it has no part along
 # $\hat x$ either.
 
@@ -709,8 +712,8 @@ print(f"least squares: slope {fitted[0]:.4f}, height {fitted[1]:.4f}; means: {(g
 print(f"sum of dx: {np.abs(dx.sum(axis=0)).max():.0e},  sum of dx xhat: {np.abs((dx * xhat).sum(axis=0)).max():.0e}")
 
 # %% [markdown]
-# (The second is zero but for $\varepsilon$.) You know one consequence from chapter 2: the plain sum of a batch norm's
-# output has gradient zero, so a check with `sum()` proves nothing.
+# (The second is not quite zero because of $\varepsilon$.) You know one consequence from chapter 2: the plain sum of a
+# batch norm's output has gradient zero, so a check with `sum()` proves nothing.
 #
 # What if a term is forgotten? Here is our formula as an operation, with terms to leave out:
 
@@ -743,7 +746,8 @@ for keep_mean, keep_variance in ((True, True), (False, True), (True, False)):
 # The checker recognises the first: without the mean term every number of a channel is off by the same constant. The
 # second leaves no such trace; all you see is that everything is wrong.
 #
-# The library's `batch_norm` is this formula, with chunks and threads around it. Is it right, and what does it save?
+# The library's `batch_norm` is this formula with the terms regrouped, so that one pass over memory computes it, and
+# shared among threads. Is it right, and what does it save?
 
 
 # %%
@@ -769,16 +773,16 @@ def seconds(norm):
 
 
 statistics = np.zeros(16, np.float32), np.ones(16, np.float32)
-slow, fast = seconds(batch_norm_simple), seconds(lambda *parameters: mr.batch_norm(*parameters, *statistics))
-print(f"step by step {1e3 * slow:.0f} ms, fused {1e3 * fast:.0f} ms: {slow / fast:.1f} times as fast")
+simple, fast = seconds(batch_norm_simple), seconds(lambda *parameters: mr.batch_norm(*parameters, *statistics))
+print(f"step by step {1e3 * simple:.0f} ms, fused {1e3 * fast:.0f} ms: {simple / fast:.1f} times as fast")
 
 # %% [markdown]
 # ## 7. Two modes, and the bug of forgetting one
 #
-# Batch norm makes an image's answer depend on the other images of its batch. In training that is accepted. But a
-# trained net should say of one image what it says of it, whoever its neighbours are. So batch norm has **two modes**:
+# Batch norm makes the output for an image depend on the other images of its batch. In training we accept that. But a
+# trained net should give one answer for an image, whatever its neighbours are. So batch norm has **two modes**:
 #
-# - **training**: mean and variance are the batch's own. Besides, it keeps *running* averages of both.
+# - **training**: mean and variance are the batch's own. In addition, it keeps *running* averages of both.
 # - **evaluation**: mean and variance are the running ones, and these are constants. They don't change any more.
 #
 # The running average moves a tenth of the way to each new batch: $r \leftarrow r + 0.1\,(b - r)$. **Predict.** Begin at
@@ -796,19 +800,19 @@ for _ in range(60):
 figure, axes = plt.subplots(figsize=(5.5, 2.8))
 axes.plot(path, "o-", markersize=3, label="running mean")
 axes.plot(5 * (1 - 0.9 ** np.arange(61)), ":", color=plots.INK, label="5 (1 - 0.9^k)")
-axes.axhline(5, color=plots.COLOURS[1], linewidth=0.8, label="the mean behind it")
+axes.axhline(5, color=plots.COLOURS[1], linewidth=0.8, label="the true mean")
 axes.set(xlabel="batches seen", ylim=(0, None))
 axes.legend()
 plt.show()
-print(f"running variance at the end: {running_var[0]:.2f} (the variance behind it is 4)")
+print(f"running variance at the end: {running_var[0]:.2f} (the true variance is 4)")
 
 # %% [markdown]
-# What is left of the start after $k$ batches is $0.9^k$: a tenth of it after 22. And it never comes to rest, as each
+# What is left of the start after $k$ batches is $0.9^k$: a tenth of it after 22. And it never comes to rest, since each
 # batch pulls at it.
 #
-# One detail. The variance of a small batch is too small on average: its numbers lie closer to *their own* mean than to
-# the true one. The factor is $\frac{M-1}{M}$. To normalise the batch itself that does not matter, but the running
-# variance is to stand for all images. So it is fed with the variance times $\frac{M}{M-1}$ (the *unbiased* one):
+# One detail. The variance of a small batch is too small on average: its numbers are closer to *their own* mean than to
+# the true one. The factor is $\frac{M-1}{M}$. That does not matter for normalising the batch itself, but the running
+# variance should represent all images. So it is updated with the variance times $\frac{M}{M-1}$ (the *unbiased* one):
 
 # %%
 small_batches = rng.standard_normal((100_000, 4))  # variance 1
@@ -823,7 +827,7 @@ net = small_net(nn.BatchNorm2d)
 losses, _ = train(net, lr=0.02, steps=312)
 net.eval()
 state = net.state_dict()
-_, accuracy = evaluate(net, data.test_images, data.test_labels, normalise)
+_, accuracy = mr.evaluate(net, data.test_images, data.test_labels, normalise)
 print(f"training loss at the end {losses[-20:].mean():.2f}, test accuracy {accuracy:.1%}")
 
 # %% [markdown]
@@ -851,7 +855,7 @@ def accuracy_in_training_mode(order, batch):
 mixed = rng.permutation(1000)
 by_class = mixed[np.argsort(data.test_labels[mixed], kind="stable")]
 results = {
-    "evaluation mode": np.mean(evaluate(net, data.test_images[:1000], data.test_labels[:1000], normalise)[1]),
+    "evaluation mode": mr.evaluate(net, data.test_images[:1000], data.test_labels[:1000], normalise)[1],
     "training mode, mixed, batches of 100": accuracy_in_training_mode(mixed, 100),
     "training mode, mixed, batches of 4": accuracy_in_training_mode(mixed, 4),
     "training mode, one by one": accuracy_in_training_mode(mixed, 1),
@@ -869,7 +873,7 @@ plt.show()
 
 # %% [markdown]
 # One net, one set of weights, the same images. Large mixed batches hide the bug: their mean and variance are close to
-# the running ones. The smaller the batches, the more it shows. Batches of one class show it too: batch norm takes away
+# the running ones. The smaller the batches, the more it shows. Batches of one class show it too: batch norm subtracts
 # what the images of the batch have in common, and here that is just what the net should have found.
 #
 # A second symptom: the answer for an image changes with its company.
@@ -884,14 +888,14 @@ company = {
 label = data.test_labels[0]
 for mode in ("train", "eval"):
     net.load_state_dict(state)
-    getattr(net, mode)()
+    net.train(mode == "train")
     for name, batch in company.items():
         with mr.no_grad():
             p = np.exp(mr.log_softmax(net(mr.Tensor(batch))).data[0, label])
         print(f"{mode + '()':8} {name:28} probability of the right class: {p:.3f}")
 
 # %% [markdown]
-# A third: a test in training mode *changes the net*, as the running statistics go on running.
+# A third: a test in training mode *changes the net*, because the running statistics keep running.
 
 # %%
 net.load_state_dict(state)
@@ -904,16 +908,16 @@ net.load_state_dict(state)
 
 # %% [markdown]
 # So the rule: `net.train()` before training steps, `net.eval()` before anything else; a good test function does the
-# second itself, as `evaluate` does, and puts the mode back. `no_grad` is a different switch: it saves memory, and does
-# nothing to batch norm.
+# second itself, as `mr.evaluate` does, and restores the mode. `no_grad` is a different switch: it saves memory, and
+# does nothing to batch norm.
 #
-# Why small batches are noisy: the mean of $M$ numbers is off by about $1/\sqrt M$ of their spread. With pictures, $M$
+# Why small batches are noisy: the mean of $M$ numbers is off by about $1/\sqrt M$ of their spread. With images, $M$
 # counts pixels too, but the pixels of one image resemble each other, and count for less than their number.
 #
 # ## 8. Layer norm
 #
-# All of this trouble comes from averaging over the batch. **Layer norm** doesn't. It takes mean and variance of each
-# row: at every position of every image, over its channels.
+# All of this trouble comes from averaging over the batch. **Layer norm** doesn't. It takes the mean and variance of
+# each row: at every position of every image, over its channels.
 
 # %%
 table = np.arange(1, 19).reshape(6, 3)
@@ -923,9 +927,9 @@ drawings.numbers(
 )
 
 # %% [markdown]
-# The rows are examples (or positions of pictures), the columns channels. The formula is the same, turned by a quarter.
-# So is the way back: the same three terms, with means over the channels. Turn the table, and batch norm *is* layer
-# norm:
+# The rows are examples (or positions in images), the columns channels. The formula is the same, along the other axis.
+# So is the backward pass: the same three terms, with means over the channels. Transpose the table, and batch norm *is*
+# layer norm:
 
 # %%
 x = rng.standard_normal((6, 3))
@@ -944,8 +948,8 @@ by_column.backward(upstream.T)
 print("outputs equal:", np.allclose(by_row.data, by_column.data.T), "  gradients equal:", np.allclose(a.grad, b.grad.T))
 
 # %% [markdown]
-# What follows from rows in place of columns? **Predict** for each: change one image of a batch a lot; what happens to
-# the outputs of the *others*? And: a batch of one?
+# What follows from using rows instead of columns? **Predict** for each: change one image of a batch a lot; what happens
+# to the outputs of the *others*? And: a batch of one?
 
 # %%
 x = rng.standard_normal((4, 6))
@@ -965,15 +969,14 @@ for name, norm in norms.items():
 # %% [markdown]
 # | | batch norm | layer norm |
 # | --- | --- | --- |
-# | mean and variance over | the batch and all places, for each channel | the channels, for each image and place |
+# | mean and variance over | the batch and all positions, for each channel | the channels, for each image and position |
 # | images of a batch | depend on each other | do not |
 # | training and evaluation | two modes, running statistics | one mode |
 # | batch of one | fails, or is noisy | fine |
 # | keeps the size of the signal | yes | yes |
-# | takes away what all images have in common | yes | no |
+# | removes what all images have in common | yes | no |
 #
-# The last row is a claim. Test it: put layer norm into the net of 20 layers. **Predict** its likeness curve and its
-# loss.
+# The last row is a claim. Test it: put layer norm into the net of 20 layers. **Predict** its cosine curve and its loss.
 
 # %%
 alike["layer norm"] = likeness(deep_net(20, width=16, norm=nn.LayerNorm))
@@ -985,11 +988,11 @@ show_losses(depth_20)
 
 # %% [markdown]
 # The size is right in every layer, and still all images look alike in the end: a row doesn't know what other images
-# have in the same place. In *this* deep plain net layer norm does not help. That is no verdict on layer norm.
+# have at the same position. In *this* deep plain net layer norm does not help. That is no verdict on layer norm.
 # Transformers use it in every block. But there each block has a shortcut around it, which carries the differences past.
-# And the deeper one looks, the more that shortcut turns out to matter: it is what chapter 7 is about.
+# And the deeper one looks, the more that shortcut turns out to matter: it is the subject of chapter 7.
 #
-# > **A misreading.** "ResNet uses layer normalisation." It does not: after each convolution stands a *batch* norm.
+# > **A misreading.** "ResNet uses layer normalisation." It does not: every convolution is followed by a *batch* norm.
 #
 # ## 9. Is the patient cured?
 #
@@ -1015,9 +1018,9 @@ for name, norms_of_layers in arriving.items():
     print(f"{name}: first convolution {norms_of_layers[0]:.2g}, last {norms_of_layers[-1]:.2g}")
 
 # %% [markdown]
-# Look where the plain net's gradient is small: nowhere near the input. There it is the *largest*; it grows on its way
-# back, as in section 4. So nothing vanishes. The authors of the residual net report the same: with batch norm, "neither
-# forward nor backward signals vanish" (section 4.1).
+# Look where the plain net's gradient is small: nowhere near the input. There it is the *largest*; it grows backward, as
+# in section 4. So nothing vanishes. The authors of the residual net report the same: with batch norm, "neither forward
+# nor backward signals vanish" (section 4.1).
 #
 # > **A misreading.** "Vanishing gradients are what residual nets solve." Batch norm and a good initialisation had dealt
 # > with those. And yet plain nets get *worse* with depth: 56 layers train worse than 20, on the training set itself.
@@ -1025,56 +1028,56 @@ for name, norms_of_layers in arriving.items():
 #
 # ## Summary
 #
-# - Depth is an exponent. A layer's factor on the size of the signal is $\sqrt{n \sigma^2 / 2}$ behind a ReLU; He's
-#   initialisation makes it 1, forward and (with equal widths) backward.
+# - Depth is an exponent. A layer followed by a ReLU multiplies the size of the signal by $\sqrt{n \sigma^2 / 2}$; He's
+#   initialisation makes this factor 1, forward and (with equal widths) backward.
 # - Clipping by the norm of all gradients together keeps the direction and limits the step. It tames explosions. It does
 #   nothing for gradients that vanish.
 # - Batch norm gives every channel mean 0 and variance 1 over the batch, then a size and a mean of the net's own choice.
 #   It makes the gain of the weights irrelevant, and it keeps images different from each other.
 # - $dx_i = \gamma s\,(g_i - d\beta / M - \hat x_i\, d\gamma / M)$: the upstream gradient without its mean and without
 #   its part along $\hat x$.
-# - Training mode uses the batch's statistics, evaluation mode the running ones. Forgetting `eval()` makes no noise.
+# - Training mode uses the batch's statistics, evaluation mode the running ones. Forgetting `eval()` raises no error.
 # - Layer norm is the same formula along the other axis: no running statistics, no company, one mode.
 #
 # ## Common mistakes
 #
-# - **`eval()` forgotten** in a test, or **`train()` forgotten** after one: then the net goes on learning with frozen
+# - **`eval()` forgotten** in a test, or **`train()` forgotten** after one: then training continues with frozen
 #   statistics.
-# - **Mean or variance taken as constants** on the way back: the second or third term is missing.
-# - **Running statistics inside the graph.** They are plain arrays. If they remember how they were computed, every batch
-#   hangs on all those before it, and memory grows.
-# - **Mean over the wrong axes.** `(N, H, W)` for batch norm of pictures. `x.mean(axis=0)` alone gives every *pixel* a
+# - **Mean or variance treated as constants** in the backward pass: the second or third term is missing.
+# - **Running statistics inside the graph.** They are plain arrays. If they remembered how they were computed, every
+#   batch would hold on to all those before it, and memory would grow.
+# - **Mean over the wrong axes.** `(N, H, W)` for batch norm of images. `x.mean(axis=0)` alone gives every *pixel* a
 #   mean of its own.
 # - **Biased variance in the running average**, or the unbiased one in the batch's own normalisation.
-# - **A convolution with a bias in front of a batch norm.** The norm takes the mean away, and the bias with it. That is
+# - **A convolution with a bias in front of a batch norm.** The norm subtracts the mean, and the bias with it. That is
 #   why `Conv2d` has none by default.
 # - **Clipping each layer by itself** (or each entry): the direction changes. One norm over everything.
 # - **Clipping against vanishing gradients**, and **"ResNet uses layer norm"**: see above.
 #
 # ## Three questions
 #
-# <details><summary>1. A convolution with a bias stands in front of a batch norm. What is the gradient of the
+# <details><summary>1. A convolution with a bias is followed by a batch norm. What is the gradient of the
 # bias?</summary>
 #
-# Zero, but for rounding. The bias adds a constant to a whole channel, batch norm takes it away, so the output doesn't
-# depend on it. In the formula: the gradient of the bias is the sum of $dx_i$ over the channel, and that is 0.
+# Zero, except for rounding. The bias adds a constant to an entire channel, batch norm subtracts it, so the output
+# doesn't depend on it. In the formula: the gradient of the bias is the sum of $dx_i$ over the channel, and that is 0.
 #
 # </details>
 #
 # <details><summary>2. You multiply all weights of a convolution in front of a batch norm by 10 and keep the learning
-# rate. How much smaller is a step now, compared with the weights?</summary>
+# rate. How much smaller is a step now, relative to the weights?</summary>
 #
-# A hundred times. The gradient is a tenth (section 4), the weights are ten times as large. So the size of weights works
-# like a learning rate behind the scenes, and weight decay, which makes them smaller, makes the steps relatively larger.
+# A hundred times. The gradient is a tenth (section 4), the weights are ten times as large. So the size of the weights
+# works like a hidden learning rate, and weight decay, which makes them smaller, makes the steps relatively larger.
 #
 # </details>
 #
-# <details><summary>3. Your net reaches 99 % in training and 12 % in a test with eval(); with batches of 100 in
-# training mode the same test gives 90 %. Where do you look?</summary>
+# <details><summary>3. Your net reaches 99 % in training and 12 % in a test with eval(); with batches of 100 in training
+# mode the same test gives 90 %. Where do you look?</summary>
 #
 # At the running statistics: the weights are good, but what `eval()` uses does not fit them. Were there enough training
-# steps to fill them (section 7: 22 batches for a tenth)? Were they saved and loaded with the weights? Do the images go
-# through the same normalisation in both?
+# steps to fill them (section 7: 22 batches for a tenth)? Were they saved and loaded with the weights? Are the images
+# normalised in the same way in both?
 #
 # </details>
 #
@@ -1106,10 +1109,10 @@ hint("5.1")
 # %% [markdown]
 # ## Read on
 #
-# - `minires/norm.py`: both norms, slow and fused. `_moments` computes mean and variance in one pass over memory; its
-#   docstring says how to do that without losing digits.
-# - `minires/nn.py`: `BatchNorm2d` and `LayerNorm`, `train()` and `eval()`, and `observe`, with which this chapter
-#   looked inside.
+# - `minires/norm.py`: both norms, step by step and fused. `_mean_and_variance` computes both in one pass over memory;
+#   its docstring says how to do that without losing digits. `minires/kernels.py` has the fused inner formulas.
+# - `minires/nn.py`: `BatchNorm2d` and `LayerNorm`, `train()` and `eval()`, and `forward_hook`, which this chapter used
+#   to look inside.
 # - `minires/optim.py`: `clip_grad_norm`. `minires/training/loop.py`: where the modes are switched in a real loop.
 # - **Chapter 6, Plain nets stop improving**: what goes wrong when a plain net with batch norm gets deeper.
 # - Sources: He et al. 2015, "Delving deep into rectifiers" (the factor of a layer); Pascanu et al. 2013, "On the
