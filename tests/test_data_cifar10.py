@@ -199,21 +199,21 @@ def test_real_cifar10():
 
 
 @pytest.mark.parametrize(
-    "damage, told",
+    "damage, message",
     [
         (lambda f: f.pop("data_batch_3.bin"), "data_batch_3.bin: no such file"),
-        (lambda f: f.update({"test_batch.bin": f["test_batch.bin"][:-1]}), "24,584 bytes, came 24,583"),
-        (lambda f: f.update({"test_batch.bin": f["test_batch.bin"] + b"x"}), "24,584 bytes, came 24,585"),
+        (lambda f: f.update({"test_batch.bin": f["test_batch.bin"][:-1]}), "24,584 bytes, got 24,583"),
+        (lambda f: f.update({"test_batch.bin": f["test_batch.bin"] + b"x"}), "24,584 bytes, got 24,585"),
         (lambda f: f.update({"data_batch_2.bin": b"\x0a" + f["data_batch_2.bin"][1:]}), "labels from 0 to 9"),
-        (lambda f: f.update({"data_batch_1.bin": b""}), "came 0"),
+        (lambda f: f.update({"data_batch_1.bin": b""}), "got 0"),
     ],
 )
-def test_damaged_folder(small, tmp_path, damage, told):
+def test_damaged_folder(small, tmp_path, damage, message):
     files = binary_files(small)
     damage(files)
-    with pytest.raises(DataError, match=told) as error:
+    with pytest.raises(DataError, match=message) as error:
         load_cifar10(write_folder(tmp_path, files))
-    assert "python -m minires data cifar10" in one_line(error)
+    assert "python -m minires data fetch" in one_line(error)
 
 
 def test_nothing_there(tmp_path):
@@ -228,8 +228,8 @@ def member(name, raw=b"", kind=tarfile.REGTYPE, link=""):
     return info, raw
 
 
-def test_archive_with_strangers(small, tmp_path):
-    """Names that climb out, links and twins of other names are passed over, and nothing is written."""
+def test_archive_with_other_files(small, tmp_path):
+    """Paths that leave the folder, links and similar names are ignored, and nothing is written."""
     inside = tmp_path / "inside"
     inside.mkdir()
     extra = [
@@ -266,21 +266,21 @@ def bomb_tar(header_size, unpacked):
 
 
 def pax_bomb(size):
-    """An extended header of `size` bytes, which tarfile would read whole."""
+    """An extended header of `size` bytes, all of which tarfile would read."""
     info = tarfile.TarInfo("header")
     info.type, info.size = tarfile.XHDTYPE, size
     return gzip.compress(info.tobuf(tarfile.USTAR_FORMAT) + bytes(size), 1)
 
 
 @pytest.mark.parametrize(
-    "make, told",
+    "make, message",
     [
         (lambda d: b"", "not found|ends|empty|header"),
         (lambda d: b"no archive at all", "[Nn]ot a gzipped file"),
         (lambda d: gzip.compress(b"no tar"), "header|truncated|invalid"),
         (lambda d: binary_archive(d)[:-4], "[Ee]nd|CRC"),
         (lambda d: binary_archive(d)[: 40 * 1024], "[Ee]nd"),
-        (lambda d: tar_bytes({"data_batch_1.bin": b"x"}, "cifar-10-batches-bin"), "24,584 bytes, came 1;"),
+        (lambda d: tar_bytes({"data_batch_1.bin": b"x"}, "cifar-10-batches-bin"), "24,584 bytes, got 1;"),
         (lambda d: tar_bytes({"other": b"x"}, "cifar-10-batches-bin"), "data_batch_1, .* not found"),
         (lambda d: binary_archive(d, [member(f"f{i}") for i in range(200)]), "more than 100 files"),
         (lambda d: bomb_tar(220 << 20, 220 << 20), "more than 200,000,000 bytes"),
@@ -294,9 +294,9 @@ def pax_bomb(size):
         ),
     ],
 )
-def test_hostile_archive(small, tmp_path, make, told):
+def test_hostile_archive(small, tmp_path, make, message):
     (tmp_path / "a.tar.gz").write_bytes(make(small))
-    with pytest.raises(DataError, match=told) as error:
+    with pytest.raises(DataError, match=message) as error:
         load_cifar10(tmp_path / "a.tar.gz")
     assert one_line(error).startswith(str(tmp_path))
 
@@ -312,16 +312,16 @@ def hostile_pickles():
     good = {"data": pixels, "labels": labels}
     yield pickle.dumps(Evil()), "mkdir"
     yield pickle.dumps({**good, "extra": Evil()}), "mkdir"
-    yield pickle.dumps({**good, "data": pixels.astype(np.int64)}, 4), "expected u1 pixels"
-    yield pickle.dumps({**good, "data": pixels[:, :-1].copy()}, 4), "expected u1 pixels"
-    yield pickle.dumps({**good, "data": pixels.astype(object)}, 4), "expected u1 pixels"
-    yield pickle.dumps({**good, "data": b"x"}, 4), "state"
+    yield pickle.dumps({**good, "data": pixels.astype(np.int64)}, 4), r"expected an array of uint8 \(u1\), got i8"
+    yield pickle.dumps({**good, "data": pixels[:, :-1].copy()}, 4), r"expected shape \(8, 3072\), got \(8, 3071\)"
+    yield pickle.dumps({**good, "data": pixels.astype(object)}, 4), r"expected an array of uint8 \(u1\), got O8"
+    yield pickle.dumps({**good, "data": b"x"}, 4), "expected a NumPy array, got bytes"
     yield pickle.dumps({"data": pixels}, 4), "no key 'labels'"
     yield pickle.dumps({**good, "labels": [*labels[1:], 10]}, 4), "from 0 to 10"
     yield pickle.dumps({**good, "labels": [*labels[1:], -1]}, 4), "from -1 to 0"
-    yield pickle.dumps({**good, "labels": labels[1:]}, 4), "came 7 from"
-    yield pickle.dumps({**good, "labels": []}, 4), "came none"
-    yield pickle.dumps({**good, "labels": "a" * COUNT}, 4), "no list of integers"
+    yield pickle.dumps({**good, "labels": labels[1:]}, 4), "got 7 from"
+    yield pickle.dumps({**good, "labels": []}, 4), "got none"
+    yield pickle.dumps({**good, "labels": "a" * COUNT}, 4), "expected a list of integers"
     yield pickle.dumps({**good, "labels": [*labels[1:], 10**30]}, 4), "too large|too big|labels"
     yield pickle.dumps([good], 4), "items"
     yield b"", "."
@@ -336,9 +336,9 @@ def hostile_pickles():
 @pytest.mark.parametrize("case", range(len(list(hostile_pickles()))))
 def test_hostile_pickle(small, tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
-    raw, told = list(hostile_pickles())[case]
+    raw, message = list(hostile_pickles())[case]
     write_folder(tmp_path / "x", {**python_files(small), "data_batch_2": raw})
-    with pytest.raises(DataError, match=told) as error:
+    with pytest.raises(DataError, match=message) as error:
         load_cifar10(tmp_path / "x")
     assert one_line(error).startswith(str(tmp_path / "x" / "data_batch_2"))
     assert not (tmp_path / "minires-was-here").exists()
@@ -348,14 +348,14 @@ def test_pickle_too_large_is_not_read(small, tmp_path):
     write_folder(tmp_path, python_files(small))
     with open(tmp_path / "data_batch_4", "wb") as file:
         file.truncate(10**10)  # sparse: takes no room on disk
-    with pytest.raises(DataError, match="at most 32,000,000 bytes, came 10,000,000,000"):
+    with pytest.raises(DataError, match="at most 32,000,000 bytes, got 10,000,000,000"):
         load_cifar10(tmp_path)
 
 
 @FUZZ
 @given(data=st.data())
 def test_flipped_bit_in_archive(small, tmp_path, data):
-    """A flip is told, unless it hits one of gzip's few header bytes that mean nothing here (the time)."""
+    """A flipped bit is reported, unless it hits one of gzip's few header bytes that mean nothing here (the time)."""
     raw = bytearray(binary_archive(small))
     bit = data.draw(st.one_of(st.integers(0, 8 * 600), st.integers(0, 8 * len(raw) - 1)))
     raw[bit // 8] ^= 1 << bit % 8
@@ -380,7 +380,7 @@ def test_cut_archive(small, tmp_path, data):
 @FUZZ
 @given(data=st.data())
 def test_damaged_pickle(small, tmp_path, data):
-    """Bytes changed, cut out or put in: a DataError, or (a pixel changed) a whole data set."""
+    """Bytes changed, cut out or put in: a DataError, or (a pixel changed) a complete data set."""
     files = python_files(small)
     raw = files["test_batch"]
     at = data.draw(st.one_of(st.integers(0, 160), st.integers(len(raw) - 60, len(raw))))
@@ -470,7 +470,7 @@ def test_download(server, tmp_path):
     path = fetch(server, folder, "good")
     assert path == folder / "cifar-10-python.tar.gz" and path.read_bytes() == BODY
     assert find_cifar10(folder) == path
-    assert fetch(server, folder, "good") == path and server.asked == ["/good"], "a whole file is kept"
+    assert fetch(server, folder, "good") == path and server.asked == ["/good"], "a complete file is kept"
     path.write_bytes(b"damaged")
     assert fetch(server, folder, "good").read_bytes() == BODY
 
@@ -491,8 +491,8 @@ def test_download_fails(server, tmp_path):
     with pytest.raises(DataError) as error:
         fetch(server, tmp_path, REFUSED, "missing", "wrong", "cut", "slow", "silent")
     message = str(error.value)
-    told = ["refused", "404", "wrong checksum", "slower than 50 kB/s", "timed out", "MINIRES_DATA"]
-    places = [message.find(word) for word in told]
+    reasons = ["refused", "404", "wrong checksum", "slower than 50 kB/s", "timed out", "MINIRES_DATA"]
+    places = [message.find(word) for word in reasons]
     assert -1 not in places and "\n" not in message, message
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""The loader: keyed draws, one batch ahead, no thread left behind; augmentation against its slow twin."""
+"""The loader: keyed draws, one batch ahead, no thread left behind; augmentation against a naive loop."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ def loader(batch_size=8, **options):
     return Loader(IMAGES, LABELS, batch_size, **{"normalise": plain, **options})
 
 
-def get_num_threads():
+def loader_threads():
     return [t for t in threading.enumerate() if t.name.startswith("minires-loader")]
 
 
@@ -57,14 +57,14 @@ def test_shuffle():
 @given(epoch=st.integers(0, 200), start=st.integers(0, 7), seed=st.integers(0, 2**32))
 def test_start_equals_replay(epoch, start, seed):
     options = {"shuffle": True, "augment": True, "seed": seed}
-    whole, resumed = list(loader(**options).epoch(epoch)), list(loader(**options).epoch(epoch, start=start))
+    complete, resumed = list(loader(**options).epoch(epoch)), list(loader(**options).epoch(epoch, start=start))
     assert len(resumed) == 7 - start
-    for (x, y), (x2, y2) in zip(whole[start:], resumed, strict=True):
+    for (x, y), (x2, y2) in zip(complete[start:], resumed, strict=True):
         np.testing.assert_array_equal(x, x2)
         np.testing.assert_array_equal(y, y2)
 
 
-def test_every_step_and_epoch_draws_anew():
+def test_every_step_and_epoch_has_its_own_draws():
     images = np.repeat(IMAGES[:1], 16, axis=0)
     one = Loader(images, np.zeros(16, int), 8, normalise=plain, augment=True)
     drawn = [x.tobytes() for epoch in (0, 1) for x, _ in one.epoch(epoch)]
@@ -74,7 +74,7 @@ def test_every_step_and_epoch_draws_anew():
 # ---- augmentation ----
 
 
-def augment_slow(x, rng):
+def augment_naive(x, rng):
     n = len(x)
     (top, left), flip = rng.integers(0, 9, (2, n)), rng.random(n) < 0.5
     out = np.zeros_like(x)
@@ -87,11 +87,11 @@ def augment_slow(x, rng):
     return out
 
 
-def test_augment_equals_slow():
+def test_augment_equals_the_naive_loop():
     x = RNG.standard_normal((12, 32, 32, 3), dtype=np.float32)
     before = x.copy()
     got = augment(x, np.random.default_rng(1))
-    np.testing.assert_array_equal(got, augment_slow(x, np.random.default_rng(1)))
+    np.testing.assert_array_equal(got, augment_naive(x, np.random.default_rng(1)))
     np.testing.assert_array_equal(x, before)
     assert got.dtype == np.float32 and got.flags.c_contiguous
 
@@ -120,7 +120,7 @@ def test_pixel_mean():
 
 
 def test_channels():
-    images = np.concatenate([IMAGES] * 41)  # more than a thousand: summed in pieces
+    images = np.concatenate([IMAGES] * 41)  # more than a thousand: summed a thousand at a time
     got = Normalise.channels(images)(images).astype(np.float64)
     assert Normalise.channels(images)(images).dtype == np.float32
     np.testing.assert_allclose(got.mean(axis=(0, 1, 2)), 0, atol=1e-5)
@@ -144,7 +144,7 @@ def test_one_batch_ahead():
     for step, _ in enumerate(loader(normalise=slow).epoch()):
         time.sleep(0.1)
         assert len(made) == min(step + 2, 7)
-    assert get_num_threads() == []
+    assert loader_threads() == []
 
 
 def test_leaving_early_ends_the_thread():
@@ -152,14 +152,14 @@ def test_leaving_early_ends_the_thread():
         if step == 2:
             break
     deadline = time.monotonic() + 5
-    while get_num_threads() and time.monotonic() < deadline:
+    while loader_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert get_num_threads() == []
+    assert loader_threads() == []
     epoch = loader().epoch()
     next(epoch)
-    assert len(get_num_threads()) == 1
+    assert len(loader_threads()) == 1
     epoch.close()
-    assert get_num_threads() == []
+    assert loader_threads() == []
 
 
 def test_error_reaches_the_consumer():
@@ -175,27 +175,27 @@ def test_error_reaches_the_consumer():
     with pytest.raises(ZeroDivisionError, match="in the background"):
         for _ in loader(normalise=broken).epoch():
             steps += 1
-    assert steps == 2 and get_num_threads() == []
+    assert steps == 2 and loader_threads() == []
 
 
 @pytest.mark.parametrize(
-    "images, labels, batch_size, told",
+    "images, labels, batch_size, message",
     [
-        (IMAGES.astype(np.float32), LABELS, 8, "uint8 .* came float32"),
-        (IMAGES[0], LABELS, 8, r"came uint8 \(32, 32, 3\)"),
-        (IMAGES, LABELS[:-1], 8, r"labels must be 50 integers.*came int64 \(49,\)"),
-        (IMAGES, LABELS / 2, 8, "came float64"),
-        (IMAGES, LABELS, 0, "batch_size must be from 1 to 50 images, came 0"),
-        (IMAGES, LABELS, 51, "came 51"),
+        (IMAGES.astype(np.float32), LABELS, 8, "uint8 .* got float32"),
+        (IMAGES[0], LABELS, 8, r"got uint8 \(32, 32, 3\)"),
+        (IMAGES, LABELS[:-1], 8, r"labels: expected 50 integers, got int64 \(49,\)"),
+        (IMAGES, LABELS / 2, 8, "got float64"),
+        (IMAGES, LABELS, 0, "batch_size: expected 1 to 50, got 0"),
+        (IMAGES, LABELS, 51, "got 51"),
     ],
 )
-def test_bad_arguments(images, labels, batch_size, told):
-    with pytest.raises(ValueError, match=told):
+def test_bad_arguments(images, labels, batch_size, message):
+    with pytest.raises(ValueError, match=message):
         Loader(images, labels, batch_size, normalise=plain)
 
 
 def test_batch_costs_little():
-    """A batch of 128 takes a few milliseconds, where a training step takes 300. The bound is loose."""
+    """A batch of 128 takes a few milliseconds, and a training step 300. The bound is loose."""
     images = np.concatenate([IMAGES] * 3)
     one = Loader(images, np.zeros(150, int), 128, normalise=Normalise.channels(images), augment=True)
     times = []

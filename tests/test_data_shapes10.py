@@ -109,7 +109,7 @@ def test_objects_vary():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="train must be 1 or more, came 0"):
+    with pytest.raises(ValueError, match="train: expected a positive integer, got 0"):
         shapes10(0)
-    with pytest.raises(ValueError, match="test must be 1 or more, came -1"):
+    with pytest.raises(ValueError, match="test: expected a positive integer, got -1"):
         shapes10(10, -1)

@@ -1,7 +1,7 @@
 """Data sets: CIFAR-10, the built-in Shapes-10, and the loader that feeds them to a net."""
 
 from minires.data.augment import Normalise, augment
-from minires.data.cifar10 import download_cifar10, find_cifar10, load_cifar10, data_root
+from minires.data.cifar10 import data_root, download_cifar10, find_cifar10, load_cifar10
 from minires.data.dataset import DataError, Dataset
 from minires.data.loader import Loader
 from minires.data.shapes10 import shapes10
@@ -12,9 +12,9 @@ __all__ = [
     "Loader",
     "Normalise",
     "augment",
+    "data_root",
     "download_cifar10",
     "find_cifar10",
     "load_cifar10",
-    "data_root",
     "shapes10",
 ]

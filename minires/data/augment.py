@@ -14,38 +14,38 @@ PAD = 4
 class Normalise:
     """y = (x - mean) * scale, from uint8 images (N, 32, 32, 3), 0..255, to float32 of the same shape.
 
-    `mean` and `scale`, float32 (32, 32, 3), are the whole state, to be saved beside the weights of a net that
-    was trained with them. Fit them on training images only.
+    `mean` and `scale`, float32 (32, 32, 3), belong to a trained net and are saved with its weights. Compute them
+    from training images only.
     """
 
     mean: np.ndarray
     scale: np.ndarray
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        x = images - self.mean
+        x: np.ndarray = images - self.mean
         x *= self.scale
         return x
 
     @classmethod
     def pixel_mean(cls, images: np.ndarray) -> Normalise:
-        """The paper's: the mean image is subtracted. Divided by 255 beside, so that values lie in -1..1."""
-        mean, _ = _moments(images)
+        """The paper's: subtract the mean image. Here also divided by 255, so that values are in -1..1."""
+        mean, _ = _mean_and_mean_square(images)
         return cls(mean.astype(np.float32), np.full(mean.shape, 1 / 255, np.float32))
 
     @classmethod
     def channels(cls, images: np.ndarray) -> Normalise:
         """Mean 0 and variance 1 in each channel; the same three numbers for every pixel."""
-        mean, mean_square = (moment.mean(axis=(0, 1)) for moment in _moments(images))  # (3,)
+        mean, mean_square = (moment.mean(axis=(0, 1)) for moment in _mean_and_mean_square(images))  # (3,)
         scale = 1 / np.maximum(np.sqrt(mean_square - mean * mean), 1)  # a channel of one value stays 0
         mean, scale = (np.tile(part, (*images.shape[1:3], 1)).astype(np.float32) for part in (mean, scale))
         return cls(mean, scale)
 
 
-def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_mean_square(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean of x and of x^2 over the batch, (H, W, C) float64; the integer sums are exact in any order."""
     total = images.sum(axis=0, dtype=np.int64)
     squares = np.zeros_like(total)
-    for start in range(0, len(images), 1000):  # in pieces: a whole copy would take a gigabyte
+    for start in range(0, len(images), 1000):  # a square of all of them would take a gigabyte
         squares += np.square(images[start : start + 1000], dtype=np.int64).sum(axis=0)
     return total / len(images), squares / len(images)
 
@@ -57,14 +57,14 @@ def augment(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     offsets and N column offsets in 0..8, N flips.
     """
     if x.ndim != 4:
-        raise ValueError(f"augment: x has shape {x.shape}, expected (N, H, W, C)")
+        raise ValueError(f"augment: x: expected (N, H, W, C), got shape {x.shape}")
     n, height, width, channels = x.shape
     padded = np.zeros((n, height + 2 * PAD, width + 2 * PAD, channels), x.dtype)
     padded[:, PAD:-PAD, PAD:-PAD] = x
-    # Every crop there is, as views: (N, 9, 9, H, W, C).
+    # All possible crops, as views: (N, 9, 9, H, W, C).
     crops = sliding_window_view(padded, (height, width, channels), axis=(1, 2, 3))[:, :, :, 0]
     top, left = rng.integers(0, 2 * PAD + 1, (2, n))
     flip = rng.random(n) < 0.5
-    out = crops[np.arange(n), top, left]
+    out: np.ndarray = crops[np.arange(n), top, left]
     out[flip] = out[flip, :, ::-1]
     return out

@@ -1,4 +1,4 @@
-"""What every data set looks like here, and the one error its readers raise."""
+"""The form of every data set, and the one error that its readers raise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """A data set is missing, damaged or not what its name says. The message: one line, with the mend."""
+    """A data set is missing, damaged or not what its name says. One-line message that says how to fix it."""
 
     def __init__(self, message: str):
         super().__init__("".join(c if c.isprintable() else " " for c in message))
@@ -16,7 +16,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Ten classes of 32x32 colour images, split into training and test set.
+    """Ten classes of 32x32 colour images, split into a training and a test set.
 
     Images are uint8 (N, 32, 32, 3), channel last, 0..255; labels are int64 (N,), 0..9.
     """

@@ -1,16 +1,16 @@
-"""Shapes-10: ten kinds of shapes, drawn from a seed, for where CIFAR-10 is not at hand.
+"""Shapes-10: ten kinds of shapes, drawn from a seed; a stand-in when CIFAR-10 is not available.
 
-How an image is made, with u, v the coordinates in the shape's own frame (turned, moved, its radius 1):
+How an image is made, with u, v the coordinates in the shape's own frame (rotated, moved, with radius 1):
 
-    1. a background whose colour changes linearly across the image, with a few spots of other colours on it
-    2. the shape, an inequality in u and v, 2x2 samples a pixel, in a colour that differs from the
+    1. a background whose colour changes linearly across the image, with a few spots of other colours
+    2. the shape, an inequality in u and v, with 2x2 samples per pixel, in a colour that differs from the
        background's base by 64 levels or more in each channel
     3. noise on every byte
 
 The same seed gives the same bytes on every machine: random words come straight from the bit generator PCG64,
 whose stream NumPy keeps, and the arithmetic is float32 `+ - * /` and comparisons only, which IEEE 754 rounds
-exactly (no library sine, no sum in an order of its own). Image i depends on the seed and i alone, not on how
-many are drawn.
+exactly (no library sine, no sum whose order a library chooses). Image i depends on the seed and i alone, not on the
+number of images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Mask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A pentagram: the points on the inner side of at least four of its five lines."""
+    """A pentagram: points on the inner side of at least four of its five lines."""
     normals = ((0.0, -1.0), (0.951, -0.309), (0.588, 0.809), (-0.588, 0.809), (-0.951, -0.309))
     inside = sum(((a * u + b * v) < 0.36).astype(np.int8) for a, b in normals)
     return np.asarray(inside) >= 4
@@ -48,16 +48,16 @@ CLASSES = tuple(SHAPES)
 RADIUS = (112, 192)  # of a shape, in 1/16 pixel
 SHIFT = 64  # of its centre along each axis, at most, in 1/16 pixel
 TURN = 64  # at most, as 256 tan(angle / 2): 28 degrees
-SLOPE = 24  # of the background's colour, at most, in 1/16 level a pixel
+SLOPE = 24  # of the background's colour, at most, in 1/16 level per pixel
 SPOTS, SPOT = 3, (3, 12)  # how many, and their squared radius in pixels
 NOISE = 40  # levels from the lowest to the highest
-DRAWS = 64  # 16-bit draws an image, for its geometry and colours
-WORDS = (2 * DRAWS + 32 * 32 * 3) // 8  # 64-bit words an image: the draws, then a byte of noise for each byte
+DRAWS = 64  # 16-bit draws per image, for geometry and colours
+WORDS = (2 * DRAWS + 32 * 32 * 3) // 8  # 64-bit words per image: the draws, then a byte of noise for each byte
 CHUNK = 250  # images rendered at once
 
 
 def shapes10(train: int = 5000, test: int = 1000, seed: int = 0) -> Dataset:
-    """Draw Shapes-10: `train` and `test` images; the ten classes come in turn, label i is i mod 10.
+    """Draw Shapes-10: `train` and `test` images; the ten classes take turns, label i is i mod 10.
 
     A ladder, measured with PyTorch at the default size and seed: softmax regression on pixels ends at 14 %
     test accuracy, an MLP with 512 hidden units at 54 %, ResNet-20 at 97 % after five epochs (one-cycle, no
@@ -65,7 +65,7 @@ def shapes10(train: int = 5000, test: int = 1000, seed: int = 0) -> Dataset:
     """
     for name, count in (("train", train), ("test", test)):
         if count < 1:
-            raise ValueError(f"shapes10: {name} must be 1 or more, came {count}")
+            raise ValueError(f"shapes10: {name}: expected a positive integer, got {count}")
     train_images, test_images = _images(train, [seed, 0]), _images(test, [seed, 1])
     train_labels, test_labels = (np.arange(count, dtype=np.int64) % 10 for count in (train, test))
     return Dataset("shapes10", train_images, train_labels, test_images, test_labels, CLASSES)
@@ -95,7 +95,7 @@ def _render(labels: np.ndarray, random_bytes: np.ndarray) -> np.ndarray:
     # Geometry in units of 1/16 pixel, the image's centre at 0.
     radius = draw(*RADIUS, 1, 1)
     centre = draw(-SHIFT, SHIFT + 1, 2, 1, 1)
-    # A turn without sine or cosine: t = tan(angle / 2), cos = (1 - t^2) / (1 + t^2), sin = 2t / (1 + t^2).
+    # A rotation without sine or cosine: t = tan(angle / 2), cos = (1 - t^2) / (1 + t^2), sin = 2t / (1 + t^2).
     t = draw(-TURN, TURN + 1, 1, 1).astype(np.float32) / np.float32(256)
     cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
 
@@ -108,16 +108,17 @@ def _render(labels: np.ndarray, random_bytes: np.ndarray) -> np.ndarray:
         spot = (x[:, None] - at[:, 0]) ** 2 + (x[None, :] - at[:, 1]) ** 2 < size
         image = np.where(spot[..., None], colour, image)
 
-    # The shape, at 2x2 samples a pixel.  (N, 64, 64) -> how many of 4 are covered, (N, 32, 32, 1)
+    # The shape, at 2x2 samples per pixel.  (N, 64, 64) -> number of covered samples of 4, (N, 32, 32, 1)
     grid = np.arange(64, dtype=np.int32) * 8 + 4 - 256
     dy = (grid[:, None] - centre[:, 0]).astype(np.float32) / radius.astype(np.float32)
     dx = (grid[None, :] - centre[:, 1]).astype(np.float32) / radius.astype(np.float32)
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
     covered = np.empty(u.shape, np.int32)
     for label, inside in enumerate(SHAPES.values()):
-        mine = labels == label
-        covered[mine] = inside(u[mine], v[mine])
+        of_class = labels == label
+        covered[of_class] = inside(u[of_class], v[of_class])
     cover = covered.reshape(-1, 32, 2, 32, 2).sum(axis=(2, 4), dtype=np.int32)[..., None]
     colour = (base + draw(64, 193, 1, 1, 3)) % 256  # 64 levels off or more
     image = (image * (4 - cover) + colour * cover) >> 2
-    return np.clip(image + (noise * NOISE >> 8) - NOISE // 2, 0, 255).astype(np.uint8)
+    image = np.clip(image + (noise * NOISE >> 8) - NOISE // 2, 0, 255)
+    return np.asarray(image, np.uint8)
