@@ -5,25 +5,54 @@
     loss = mr.cross_entropy(net(mr.Tensor(x)), y)
     loss.backward()
 
-Read the source in this order: backend, tensor, gradcheck, functional, conv, norm, nn, resnet, optim, summary; then
-data, checkpoint, run and train.
+`READING_ORDER` below lists the source in the order in which it reads as a book: no file needs a later one.
 """
 
 from importlib import import_module
 from typing import Any
 
-from minires.backend import register_on_first_use, get_num_threads, set_num_threads
+from minires.backend import register_on_first_use
 from minires.conv import avg_pool2d, conv2d, global_avg_pool, max_pool2d
 from minires.functional import cross_entropy, dropout, linear, log_softmax, relu
 from minires.gradcheck import GradientError, gradcheck
 from minires.norm import batch_norm, layer_norm
 from minires.optim import SGD, clip_grad_norm
+from minires.parallel import get_num_threads, set_num_threads
 from minires.resnet import build
 from minires.tensor import Tensor, concatenate, no_grad, pad
 
-_ON_FIRST_USE = {  # these need libraries that `import minires` shall not wait for
+READING_ORDER = {  # a room may import only from those before it; one with a slash is a folder
+    "backend": "array libraries and devices",
+    "parallel": "work shared among threads",
+    "kernels": "fused inner formulas",
+    "tensor": "`Tensor`, the graph, the backward pass",
+    "gradcheck": "finite differences, and what a wrong gradient looks like",
+    "functional": "ReLU, softmax, cross-entropy, option A",
+    "conv": "im2col, convolution, pooling",
+    "norm": "batch norm and layer norm",
+    "nn": "layers and their parameters",
+    "resnet": "residual and plain blocks, and the nets",
+    "optim": "SGD with momentum, learning-rate schedules",
+    "summary": "what a net is made of",
+    "data/": "CIFAR-10, Shapes-10, augmentation, batches",
+    "devices/": "machine facts, a pretend GPU, self-test, stopwatch",
+    "training/": "settings, run folder, checkpoints, the loop, prediction",
+    "plots": "pictures of what was measured",
+    "paper/": "the paper's experiments and their tables",
+    "course/": "exercises, grading, drawings",
+    "cli": "the commands",
+}
+
+_ON_FIRST_USE = {  # what needs heavier libraries than NumPy
+    "Config": "minires.training.config",
+    "evaluate": "minires.training.loop",
+    "fit": "minires.training.loop",
+    "load_run": "minires.training.run",
     "load_torch_weights": "minires.training.checkpoint",
     "load_weights": "minires.training.checkpoint",
+    "open_data": "minires.training.config",
+    "predict": "minires.training.predict",
+    "read_image": "minires.training.predict",
     "save_weights": "minires.training.checkpoint",
     "summarise": "minires.summary",
 }
@@ -40,6 +69,7 @@ __all__ = [
     "conv2d",
     "cross_entropy",
     "dropout",
+    "get_num_threads",
     "global_avg_pool",
     "gradcheck",
     "layer_norm",
@@ -50,7 +80,6 @@ __all__ = [
     "pad",
     "relu",
     "set_num_threads",
-    "get_num_threads",
     *_ON_FIRST_USE,
 ]
 

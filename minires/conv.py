@@ -5,19 +5,23 @@ Images are (N, H, W, C), weights (KH, KW, C, F). "Convolution" means cross-corre
     y[n, oh, ow, f] = sum over kh, kw, c of  x[n, oh*stride + kh - padding, ow*stride + kw - padding, c] w[kh, kw, c, f]
 
 `im2col` copies the patch under each output pixel into a row of a matrix; one product with the weights, seen as a
-(KH*KW*C, F) matrix, is then the whole sum. Each operation has a slow twin beside it that is nothing but its formula.
+(KH*KW*C, F) matrix, is then the entire sum. Convolution is written three times: as its formula (`conv2d_naive`), as an
+operation that is easy to read (`conv2d_simple`), and as the same operation made fast (`conv2d`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
 
-from minires.backend import Array, array_module, in_blocks, in_lanes, sum_in_order
+import numpy as np
+
+from minires.backend import Array, array_module
+from minires.parallel import over_batch, product, transposed_product
 from minires.tensor import Gradients, Tensor
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """How many places a kernel has along an axis: floor((size + 2 padding - kernel) / stride) + 1."""
+    """Output length along an axis: floor((size + 2 padding - kernel) / stride) + 1."""
     return (size + 2 * padding - kernel) // stride + 1
 
 
@@ -32,7 +36,7 @@ def pad2d(x: Array, padding: int, value: float = 0.0) -> Array:
 
 
 def _inside(x: Array, padding: int) -> Array:
-    """A view of the picture without its border."""
+    """A view of the image without its border."""
     return x[:, padding : x.shape[1] - padding, padding : x.shape[2] - padding]
 
 
@@ -48,7 +52,7 @@ def patches(x: Array, kh: int, kw: int, stride: int) -> Array:
 def im2col(x: Array, kh: int, kw: int, stride: int = 1, padding: int = 0) -> Array:
     """Each patch of x (N, H, W, C) as a row:  (N*OH*OW, KH*KW*C).
 
-    Channel last, so KW*C numbers in a patch's row lie side by side and are copied as one. 1x1 patches at stride 1
+    Channel last, so KW*C numbers of a patch's row are adjacent and copied as one. 1x1 patches at stride 1
     copy nothing.
     """
     return patches(pad2d(x, padding), kh, kw, stride).reshape(-1, kh * kw * x.shape[3])
@@ -69,95 +73,8 @@ def col2im(cols: Array, shape: tuple[int, ...], kh: int, kw: int, stride: int = 
     return _inside(out, padding)
 
 
-class Im2col:
-    """im2col for one chunk of a batch after another, into the same memory: fresh memory is what im2col spends most on.
-
-    The first chunk must be the longest. A result is good until the next call.
-    """
-
-    def __init__(self, kh: int, kw: int, stride: int, padding: int):
-        self.kernel, self.stride, self.padding = (kh, kw), stride, padding
-        self.cols: Array = None  # (n, OH, OW, KH, KW, C), copied from the patches of a picture with a zero border
-
-    def __call__(self, x: Array) -> Array:
-        n, h, w, c = x.shape
-        if self.kernel == (1, 1) and self.padding == 0:
-            return x[:, :: self.stride, :: self.stride].reshape(-1, c)
-        if self.cols is None:
-            xp = array_module(x)
-            self.padded = xp.zeros((n, h + 2 * self.padding, w + 2 * self.padding, c), x.dtype)
-            self.inside = _inside(self.padded, self.padding)
-            self.patches = patches(self.padded, *self.kernel, self.stride)
-            self.cols = xp.empty(self.patches.shape, x.dtype)
-        self.inside[:n] = x
-        self.cols[:n] = self.patches[:n]
-        return self.cols[:n].reshape(-1, self.kernel[0] * self.kernel[1] * c)
-
-
-def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
-    """y = im2col(x) @ w + bias.
-
-    x: (N, H, W, C); w: (KH, KW, C, F); bias: (F,) or None; y: (N, OH, OW, F).
-
-    With the rows of `cols = im2col(x)` and `g = dL/dy`, both as matrices:
-        dw = cols^T g          dx = col2im(g w^T)          dbias = sum of g over its rows
-    At stride 1, dx is itself a convolution of g, padded until the size fits, with w turned by half a turn and its
-    channels in and out swapped; and the patches of g that it needs give dw as well. One im2col then serves both.
-    """
-    _check_conv(x, w, bias, stride, padding)
-    n, h, width, c = x.shape
-    kh, kw, _, f = w.shape
-    oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
-    xp, x_data, w_matrix = array_module(x.data), x.data, w.data.reshape(-1, f)  # (KH*KW*C, F)
-    out = xp.empty((n, oh, ow, f), x.dtype)
-
-    def forward(chunks: Iterator[slice]) -> None:
-        im2col = Im2col(kh, kw, stride, padding)
-        for s in chunks:
-            cols = in_blocks(im2col(x_data[s]), f)  # (blocks, rows, KH*KW*C), n*OH*OW rows in all
-            xp.matmul(cols, w_matrix, out=out[s].reshape(*cols.shape[:2], f))
-            if bias is not None:
-                out[s] += bias.data
-
-    in_lanes(forward, x_data, oh * ow * kh * kw * c * x_data.itemsize)
-
-    def backward(grad: Array) -> Gradients:
-        dx: Array = xp.empty(x.shape, x.dtype) if x.requires_grad else None
-        parts: dict[int, Array] = {}  # dw of each chunk
-
-        def stride_1(chunks: Iterator[slice]) -> None:
-            w_turned = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
-            im2col = Im2col(kh, kw, 1, kh - 1 - padding)
-            for s in chunks:
-                cols = in_blocks(im2col(grad[s]), c)  # (blocks, rows, KH*KW*F), n*H*W rows in all
-                xp.matmul(cols, w_turned, out=dx[s].reshape(*cols.shape[:2], c))
-                parts[s.start] = _sum_of_products(cols, x_data[s])  # (KH*KW*F, C), the kernel turned
-
-        def any_stride(chunks: Iterator[slice]) -> None:
-            im2col = Im2col(kh, kw, stride, padding)
-            for s in chunks:
-                cols = in_blocks(im2col(x_data[s]), f)  # (blocks, rows, KH*KW*C), n*OH*OW rows in all
-                parts[s.start] = _sum_of_products(cols, grad[s])  # (KH*KW*C, F)
-                if dx is not None:
-                    dx[s] = col2im(grad[s].reshape(-1, f) @ w_matrix.T, x_data[s].shape, kh, kw, stride, padding)
-
-        one_im2col = dx is not None and stride == 1 and kh == kw and padding < kh
-        in_lanes(stride_1 if one_im2col else any_stride, grad, oh * ow * kh * kw * max(c, f) * grad.itemsize)
-        dw = sum_in_order(parts)
-        dw = dw.reshape(kh, kw, f, c)[::-1, ::-1].swapaxes(2, 3) if one_im2col else dw.reshape(w.shape)
-        return (dx, dw) if bias is None else (dx, dw, grad.sum(axis=(0, 1, 2)))
-
-    parents = (x, w) if bias is None else (x, w, bias)
-    return Tensor.from_op(out, parents, backward, "conv2d")
-
-
-def _sum_of_products(cols: Array, y: Array) -> Array:
-    """cols^T y, block by block, for cols (blocks, rows, K) and y, which has as many rows of F numbers:  (K, F)."""
-    return (cols.swapaxes(1, 2) @ y.reshape(*cols.shape[:2], y.shape[-1])).sum(axis=0)
-
-
 def conv2d_naive(x: Array, w: Array, bias: Array | None = None, stride: int = 1, padding: int = 0) -> Array:
-    """The formula at the top of this file, a pixel of the output at a time, on plain arrays."""
+    """The formula at the top of this file, one output pixel at a time, on plain arrays."""
     xp, (n, h, width, _), (kh, kw, _, f) = array_module(x), x.shape, w.shape
     oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
     x = pad2d(x, padding)
@@ -168,6 +85,91 @@ def conv2d_naive(x: Array, w: Array, bias: Array | None = None, stride: int = 1,
             for k in range(f):
                 y[:, i, j, k] = (patch * w[:, :, :, k]).sum(axis=(1, 2, 3))
     return y if bias is None else y + bias
+
+
+def conv2d_simple(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
+    """y = im2col(x) @ w + bias, on the entire batch at once. Shapes and gradients are those of `conv2d`."""
+    _check_conv(x, w, bias, stride, padding)
+    (n, h, width, _), (kh, kw, _, f) = x.shape, w.shape
+    oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
+    cols = im2col(x.data, kh, kw, stride, padding)  # (N*OH*OW, KH*KW*C)
+    w_matrix = w.data.reshape(-1, f)  # (KH*KW*C, F)
+
+    def backward(grad: Array) -> Gradients:
+        g = grad.reshape(-1, f)  # (N*OH*OW, F)
+        dx = col2im(g @ w_matrix.T, x.shape, kh, kw, stride, padding)
+        dw = cols.T @ g  # (KH*KW*C, F)
+        return dx, dw.reshape(w.shape)
+
+    y = Tensor.from_op((cols @ w_matrix).reshape(n, oh, ow, f), (x, w), backward, "conv2d_simple")
+    return y if bias is None else y + bias
+
+
+def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
+    """y = im2col(x) @ w + bias: `conv2d_simple`, a few images at a time, so that the columns stay in the cache.
+
+    x: (N, H, W, C); w: (KH, KW, C, F); bias: (F,) or None; y: (N, OH, OW, F).
+
+    With the rows of `cols = im2col(x)` and `g = dL/dy`, both as matrices:
+        dw = cols^T g          dx = col2im(g w^T)          dbias = sum of g over its rows
+    At stride 1, dx is itself a convolution of g, padded until the size fits, with w rotated by 180 degrees and its
+    channels in and out swapped; and the patches of g that it needs give dw as well. One im2col then serves both.
+    """
+    _check_conv(x, w, bias, stride, padding)
+    (n, h, width, c), (kh, kw, _, f) = x.shape, w.shape
+    oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
+    xp, w_matrix = array_module(x.data), w.data.reshape(-1, f)  # (KH*KW*C, F)
+    out = xp.empty((n, oh, ow, f), x.dtype)
+
+    def forward(x: Array, out: Array) -> None:  # a few images
+        product(_im2col(x, kh, kw, stride, padding), w_matrix, out)
+
+    over_batch(forward, x.data, out, item_bytes=oh * ow * kh * kw * c * out.itemsize)
+
+    def gradients(grad: Array, x: Array, dx: Array | None) -> Array:
+        """Writes dx and returns dw, (KH, KW, C, F), for a few images."""
+        if dx is not None:
+            dx[...] = col2im(grad.reshape(-1, f) @ w_matrix.T, x.shape, kh, kw, stride, padding)
+        return transposed_product(_im2col(x, kh, kw, stride, padding), grad).reshape(w.shape)
+
+    def gradients_at_stride_1(grad: Array, x: Array, dx: Array) -> Array:
+        w_rotated = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
+        cols = _im2col(grad, kh, kw, 1, kh - 1 - padding)  # (N*H*W, KH*KW*F)
+        product(cols, w_rotated, dx)
+        return transposed_product(cols, x).reshape(kh, kw, f, c)[::-1, ::-1].swapaxes(2, 3)
+
+    def backward(grad: Array) -> Gradients:
+        dx = xp.empty(x.shape, x.dtype) if x.requires_grad else None
+        one_im2col = dx is not None and stride == 1 and kh == kw and padding < kh
+        dw = over_batch(
+            gradients_at_stride_1 if one_im2col else gradients,
+            *(grad, x.data, dx),
+            item_bytes=oh * ow * kh * kw * max(c, f) * grad.itemsize,
+        )
+        return dx, dw
+
+    y = Tensor.from_op(out, (x, w), backward, "conv2d")
+    return y if bias is None else y + bias
+
+
+_scratch = threading.local()
+
+
+def _im2col(x: Array, kh: int, kw: int, stride: int, padding: int) -> Array:
+    """im2col into this thread's scratch memory, valid until its next call: most of im2col's time is fresh memory."""
+    n, h, w, c = x.shape
+    if (kh, kw, padding) == (1, 1, 0):
+        return x[:, ::stride, ::stride].reshape(-1, c)
+    if array_module(x) is not np:
+        return im2col(x, kh, kw, stride, padding)
+    key = (h, w, c, kh, kw, stride, padding, x.dtype)
+    if getattr(_scratch, "key", None) != key or len(_scratch.cols) < n:
+        padded = np.zeros((n, h + 2 * padding, w + 2 * padding, c), x.dtype)  # its border stays zero
+        _scratch.inside, _scratch.patches = _inside(padded, padding), patches(padded, kh, kw, stride)
+        _scratch.cols, _scratch.key = np.empty(_scratch.patches.shape, x.dtype), key
+    _scratch.inside[:n] = x
+    _scratch.cols[:n] = _scratch.patches[:n]
+    return _scratch.cols[:n].reshape(-1, kh * kw * c)
 
 
 # ---- pooling --------------------------------------------------------------------------------------------------------
@@ -186,15 +188,16 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     xp = array_module(x.data)
     padded = pad2d(x.data, padding, -xp.inf)
     offsets = _offsets(x.shape, kernel, stride, padding)
-    views = [padded[rows_columns] for rows_columns in offsets]
-    out, winner = views[0].copy(), xp.zeros(views[0].shape, xp.int32)
-    for k, view in enumerate(views):
+    out = padded[offsets[0]].copy()
+    shape, winner = padded.shape, xp.zeros(out.shape, xp.int32)  # winner: the place in the kernel of the largest
+    for k, rows_columns in enumerate(offsets):
+        view = padded[rows_columns]
         higher = view > out
         out = xp.where(higher | xp.isnan(view), view, out)
         winner = xp.where(higher, k, winner)
 
     def backward(grad: Array) -> Gradients:
-        dx = xp.zeros(padded.shape, x.dtype)
+        dx = xp.zeros(shape, grad.dtype)
         for k, rows_columns in enumerate(offsets):
             dx[rows_columns] += grad * (winner == k)
         return (_inside(dx, padding),)
@@ -210,21 +213,21 @@ def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     stride = kernel if stride is None else stride
     _check_window("avg_pool2d", x, kernel, kernel, stride, padding)
     xp = array_module(x.data)
-    padded = pad2d(x.data, padding)
-    offsets = _offsets(x.shape, kernel, stride, padding)
-    out = sum(padded[rows_columns] for rows_columns in offsets) * (1 / kernel**2)
+    padded, weight = pad2d(x.data, padding), 1 / kernel**2
+    shape, offsets = padded.shape, _offsets(x.shape, kernel, stride, padding)
+    out = sum(padded[rows_columns] for rows_columns in offsets) * weight
 
     def backward(grad: Array) -> Gradients:
-        dx = xp.zeros(padded.shape, x.dtype)
+        dx = xp.zeros(shape, grad.dtype)
         for rows_columns in offsets:
-            dx[rows_columns] += grad * (1 / kernel**2)
+            dx[rows_columns] += grad * weight
         return (_inside(dx, padding),)
 
     return Tensor.from_op(out, (x,), backward, "avg_pool2d")
 
 
 def global_avg_pool(x: Tensor) -> Tensor:
-    """The mean of each channel over the whole picture:  (N, H, W, C) -> (N, C)."""
+    """The mean of each channel over the entire image:  (N, H, W, C) -> (N, C)."""
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise ValueError(f"global_avg_pool: x has shape {x.shape}, expected (N, H, W, C), H and W at least 1")
     return x.mean((1, 2))
@@ -244,7 +247,7 @@ def pool2d_naive(x: Array, kernel: int, stride: int, padding: int, kind: str) ->
 
 
 def _offsets(shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> list[tuple[slice, ...]]:
-    """For each place (i, j) in the kernel: the index of the pixels that lie there, in the padded picture."""
+    """For each place (i, j) in the kernel, the index of the pixels there in the padded image."""
     oh, ow = output_size(shape[1], kernel, stride, padding), output_size(shape[2], kernel, stride, padding)
     return [
         (slice(None), slice(i, i + stride * oh, stride), slice(j, j + stride * ow, stride))
@@ -253,7 +256,7 @@ def _offsets(shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> 
     ]
 
 
-# ---- what came is not what was wanted -------------------------------------------------------------------------------
+# ---- argument checks ------------------------------------------------------------------------------------------------
 
 
 def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: int) -> None:
@@ -273,7 +276,7 @@ def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding:
         raise ValueError(f"conv2d: w has shape {w.shape}, expected (KH, KW, C, F), each at least 1")
     _check_window("conv2d", x, w.shape[0], w.shape[1], stride, padding)
     if x.shape[3] != w.shape[2]:
-        raise ValueError(f"conv2d: x has {x.shape[3]} channels, w wants {w.shape[2]} (w is {w.shape})")
+        raise ValueError(f"conv2d: x has {x.shape[3]} channels, w expects {w.shape[2]} (w is {w.shape})")
     if bias is not None and bias.shape != w.shape[3:]:
         raise ValueError(f"conv2d: bias has shape {bias.shape}, expected {w.shape[3:]} (w is {w.shape})")
     for name, t in (("w", w), ("bias", bias)):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from minires import functional as F
-from minires.backend import Array, device_of, to_device, to_host
+from minires.backend import Array, array_module, device_of, to_device, to_host
 from minires.conv import conv2d, global_avg_pool, max_pool2d
 from minires.norm import batch_norm, layer_norm
 from minires.tensor import Tensor
@@ -29,23 +29,23 @@ class Module:
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def __call__(self, x: Tensor, **options: Any) -> Tensor:
-        out = self.forward(x, **options)
-        for tell in getattr(_watch, "observers", ()):
-            tell(self, out)
+    def __call__(self, x: Tensor) -> Tensor:
+        out = self.forward(x)
+        for hook in getattr(_hooks, "active", ()):
+            hook(self, out)
         return out
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, each with its dotted name, in the order they were made."""
+        """This module and all inside it, each with its dotted name, in the order they were created."""
         yield prefix, self
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield from value.modules(f"{prefix}.{name}" if prefix else name)
 
-    def _attributes(self, wanted: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    def _attributes(self, is_wanted: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
         for prefix, module in self.modules():
             for name, value in vars(module).items():
-                if wanted(value):
+                if is_wanted(value):
                     yield (f"{prefix}.{name}" if prefix else name), value
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -53,7 +53,7 @@ class Module:
         return self._attributes(lambda value: isinstance(value, Tensor))
 
     def parameters(self) -> list[Tensor]:
-        """Every learned tensor, each once, also where two modules share it."""
+        """Every learned tensor, without duplicates when modules share one."""
         return list({id(p): p for _, p in self.named_parameters()}.values())
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
@@ -66,28 +66,28 @@ class Module:
         return {name: np.array(to_host(array)) for name, array in named}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Copy arrays in by name. One ValueError names all that lack, are left over or have another shape."""
-        mine = {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
-        faults = [f"missing {name}" for name in mine if name not in state]
-        faults += [f"left over {name}" for name in state if name not in mine]
-        faults += [
-            f"{name} is {state[name].shape}, expected {mine[name].shape}"
-            for name in mine
-            if name in state and state[name].shape != mine[name].shape
+        """Copy arrays in by name. One ValueError lists all missing, unexpected and mis-shaped arrays."""
+        expected = {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
+        problems = [f"missing {name}" for name in expected if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in expected]
+        problems += [
+            f"{name} is {state[name].shape}, expected {expected[name].shape}"
+            for name in expected
+            if name in state and state[name].shape != expected[name].shape
         ]
-        if faults:
-            raise ValueError("load_state_dict: " + "; ".join(faults))
-        for name, array in mine.items():
+        if problems:
+            raise ValueError("load_state_dict: " + "; ".join(problems))
+        for name, array in expected.items():
             array[...] = to_device(np.asarray(state[name], array.dtype), device_of(array))
 
     def train(self, mode: bool = True) -> Module:
-        """Training mode: batch norm takes the batch's statistics, dropout drops. Returns the module."""
+        """Training mode: batch norm uses the batch's statistics, dropout drops. Returns the module."""
         for _, module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Module:
-        """Evaluation mode: batch norm takes its running statistics, dropout does nothing. Returns the module."""
+        """Evaluation mode: batch norm uses its running statistics, dropout does nothing. Returns the module."""
         return self.train(False)
 
     def zero_grad(self) -> None:
@@ -106,7 +106,7 @@ class Module:
         return self
 
     def astype(self, dtype: Any) -> Module:
-        """Turn all parameters and buffers into float32 or float64. Returns the module."""
+        """Convert all parameters and buffers to float32 or float64. Returns the module."""
         for _, module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor):
@@ -121,27 +121,26 @@ def _is_buffer(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "__setitem__")
 
 
-_watch = threading.local()
+_hooks = threading.local()
 
 
 @contextmanager
 def forward_hook(net: Module, callback: Callable[[str, Module, Tensor], None]) -> Iterator[None]:
-    """`with forward_hook(net, callback): net(x)` calls callback(name, module, output) after each module of
-    `net` has run: inner modules before the one that holds them, `net` last, under the name "". Each
-    thread has its own observers.
+    """`with forward_hook(net, callback): net(x)` calls callback(name, module, output) after each module of `net` has
+    run: inner modules before the one that contains them, `net` last, under the name "". Each thread has its own hooks.
     """
-    names = {module: name for name, module in reversed(list(net.modules()))}  # where shared, its first
+    names = {module: name for name, module in reversed(list(net.modules()))}  # of a shared module, its first
 
-    def tell(module: Module, output: Tensor) -> None:
+    def hook(module: Module, output: Tensor) -> None:
         if module in names:
             callback(names[module], module, output)
 
-    before = getattr(_watch, "observers", ())
-    _watch.observers = (*before, tell)
+    before = getattr(_hooks, "active", ())
+    _hooks.active = (*before, hook)
     try:
         yield
     finally:
-        _watch.observers = before
+        _hooks.active = before
 
 
 def parameter(array: np.ndarray) -> Tensor:
@@ -190,19 +189,18 @@ class Linear(Module):
 
 
 class BatchNorm2d(Module):
-    """Batch norm over (N, H, W) of each channel; with `relu=True`, max(0, .) follows in the same operation."""
+    """Batch norm over (N, H, W) of each channel. gamma: its initial scale."""
 
-    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
-        self.weight = parameter(np.ones(channels))
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5, gamma: float = 1.0):
+        self.weight = parameter(np.full(channels, gamma))
         self.bias = parameter(np.zeros(channels))
         self.running_mean = np.zeros(channels, np.float32)
         self.running_var = np.ones(channels, np.float32)
         self.momentum, self.eps = momentum, eps
 
-    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        return batch_norm(
-            x, self.weight, self.bias, self.running_mean, self.running_var, self.training, self.momentum, self.eps, relu
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        running = self.running_mean, self.running_var
+        return batch_norm(x, self.weight, self.bias, *running, self.training, self.momentum, self.eps)
 
 
 class LayerNorm(Module):
@@ -215,6 +213,20 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Identity(Module):
+    """y = x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Zero(Module):
+    """y = 0, as a single number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Tensor(array_module(x.data).zeros((), x.dtype))
 
 
 class ReLU(Module):
@@ -235,7 +247,7 @@ class MaxPool2d(Module):
 
 
 class GlobalAvgPool(Module):
-    """(N, H, W, C) -> (N, C), the mean over the picture."""
+    """(N, H, W, C) -> (N, C), the mean over the image."""
 
     def forward(self, x: Tensor) -> Tensor:
         return global_avg_pool(x)
@@ -249,8 +261,8 @@ class Flatten(Module):
 
 
 class Dropout(Module):
-    """Dropout with probability p while training. Each call draws from a generator keyed by (seed, call number); two
-    layers of a net want two seeds."""
+    """Dropout with probability p while training. Each call draws from a generator keyed by (seed, call number); give
+    every layer its own seed."""
 
     def __init__(self, p: float, seed: int = 0):
         self.p, self.seed, self.calls = p, seed, 0

@@ -10,31 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
-from minires.backend import Array, array_module, fuse
+from minires import kernels
+from minires.backend import Array, array_module
 from minires.tensor import Tensor
 
 Schedule = Callable[[int], float]  # step, counted from 0 -> learning rate
 
 
-@fuse("sgd")
-def sgd(
-    xp: Any, p: Array, v: Array, g: Array, lr: float, momentum: float, decay: float | None, nesterov: bool | None
-) -> None:
-    """The step at the top of this file: changes a parameter p and its velocity v in place. None: without it."""
-    if decay is not None:
-        g = g + decay * p
-    v *= momentum
-    v += g
-    p -= lr * (v if nesterov is None else g + momentum * v)
-
-
 class SGD:
     """SGD with momentum and weight decay.
 
-    params: the tensors to change. lr: learning rate, may be set anew before any step. decay_bias_and_norm: whether weight
-    decay also holds for parameters of one axis, the biases and batch norm's gamma and beta, as in the paper.
+    params: the tensors to change. lr: learning rate, may be changed between steps. decay_bias_and_norm: whether weight
+    decay also applies to parameters of one axis, biases and batch norm's gamma and beta, as in the paper.
     """
 
     def __init__(
@@ -47,17 +35,7 @@ class SGD:
         decay_bias_and_norm: bool = True,
     ):
         self.params = list(params)
-        if not self.params:
-            raise ValueError("SGD: params is empty; pass net.parameters()")
-        if len({id(p) for p in self.params}) < len(self.params):
-            raise ValueError("SGD: params holds a tensor twice, which would take two steps at once")
-        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"SGD: {name} must be a non-negative number, got {value}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"SGD: momentum must be in 0 <= momentum < 1, got {momentum}")
-        if nesterov and momentum == 0:
-            raise ValueError("SGD: nesterov needs a momentum above 0")
+        _check_sgd(self.params, lr, momentum, weight_decay, nesterov)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.nesterov, self.decay_bias_and_norm = nesterov, decay_bias_and_norm
         self.velocity: list[Array] = [array_module(p.data).zeros_like(p.data) for p in self.params]
@@ -67,11 +45,11 @@ class SGD:
         for p, v in zip(self.params, self.velocity, strict=True):
             if p.grad is None:
                 continue
-            decay = self.weight_decay if self.decay_bias_and_norm or p.ndim > 1 else 0
-            sgd(p.data, v, p.grad, float(self.lr), float(self.momentum), float(decay) or None, self.nesterov or None)
+            decay = self.weight_decay if self.decay_bias_and_norm or p.ndim > 1 else 0.0
+            kernels.sgd(p.data, v, p.grad, float(self.lr), self.momentum, decay or None, self.nesterov or None)
 
     def zero_grad(self) -> None:
-        """Forget the gradients, so that the next backward pass starts from nothing."""
+        """Forget the gradients, so that the next backward pass starts from zero."""
         for p in self.params:
             p.zero_grad()
 
@@ -79,7 +57,7 @@ class SGD:
 def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Array:
     """Scale all gradients together so that their norm, sqrt(sum of all squares), is at most `max_norm`.
 
-    Returns the norm before, a number on the device: reading it waits, clipping does not.
+    Returns the norm before, a device scalar: reading it synchronises, clipping does not.
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be above 0, got {max_norm}")
@@ -109,8 +87,8 @@ def cosine(lr: float, total: int) -> Schedule:
 
 
 def one_cycle(lr: float, total: int, pct_start: float = 0.25, start_factor: float = 0.04) -> Schedule:
-    """Straight up from `start_factor` * lr to `lr` over the first `pct_start` of the steps, straight down to 0 at step `total`
-    (after Smith and Topin 2018, https://arxiv.org/abs/1708.07120)."""
+    """Linear warm-up from `start_factor` * lr to `lr` over the first `pct_start` of the steps, then linear decay to 0
+    at step `total` (after Smith and Topin 2018, https://arxiv.org/abs/1708.07120)."""
     top = max(1, round(pct_start * total))
     fall = max(1, total - top)
     return lambda step: (
@@ -121,3 +99,17 @@ def one_cycle(lr: float, total: int, pct_start: float = 0.25, start_factor: floa
 def warmup(schedule: Schedule, steps: int, lr: float) -> Schedule:
     """A constant `lr` for the first `steps` steps, then `schedule`, at its own count of steps (section 4.2)."""
     return lambda step: lr if step < steps else schedule(step)
+
+
+def _check_sgd(params: list[Tensor], lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:
+    if not params:
+        raise ValueError("SGD: params is empty; pass net.parameters()")
+    if len({id(p) for p in params}) < len(params):
+        raise ValueError("SGD: params holds a tensor twice, which would take two steps at once")
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"SGD: expected {name} >= 0, got {value}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"SGD: expected 0 <= momentum < 1, got {momentum}")
+    if nesterov and momentum == 0:
+        raise ValueError("SGD: nesterov needs a momentum above 0")

@@ -5,7 +5,7 @@
     convolution  OH OW KH KW C F          linear  C F
 
 Biases, norms, ReLUs, pooling and the residual addition count 0: they cost far less. **Activations** are the
-bytes of all layers' outputs in one forward pass, about what training keeps for the way back.
+bytes of all layers' outputs in one forward pass, about what training keeps for the backward pass.
 """
 
 from __future__ import annotations
@@ -19,18 +19,30 @@ from typing import Any
 import numpy as np
 
 from minires.backend import device_of, to_device
-from minires.nn import BatchNorm2d, Conv2d, Dropout, LayerNorm, Linear, Module, ReLU, Sequential, forward_hook
+from minires.nn import (
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Identity,
+    LayerNorm,
+    Linear,
+    Module,
+    ReLU,
+    Sequential,
+    Zero,
+    forward_hook,
+)
 from minires.tensor import Tensor, no_grad
 
-FOLLOWERS = (BatchNorm2d, LayerNorm, ReLU, Dropout)  # alone behind a layer, they share that layer's line
+ATTACHED = (BatchNorm2d, LayerNorm, ReLU, Dropout)  # alone behind a layer, they share that layer's line
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerRow:
     """A layer, or the sum over a block, a stage or the net. `output` is the shape for one image, without N.
 
     kernels: "3x3,16" is a 3x3 convolution to 16 channels; "/2" behind it is its stride, "+" before it says
-    that it stands on a shortcut; "linear,10" is a linear layer to 10 features.
+    that it is on a shortcut; "linear,10" is a linear layer to 10 features.
     """
 
     name: str
@@ -48,10 +60,10 @@ class Summary:
 
     input_shape: tuple[int, ...]
     batch: int
-    layers: tuple[Row, ...]
-    blocks: tuple[Row, ...]
-    stages: tuple[Row, ...]
-    total: Row
+    layers: tuple[LayerRow, ...]
+    blocks: tuple[LayerRow, ...]
+    stages: tuple[LayerRow, ...]
+    total: LayerRow
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dicts, tuples and numbers, for JSON."""
@@ -78,20 +90,20 @@ class Summary:
 
 
 def summarise(net: Module, input_shape: tuple[int, ...] = (32, 32, 3), batch: int = 1) -> Summary:
-    """Run one image of zeros through `net` in evaluation mode and write down what every layer makes of it.
+    """Run one image of zeros through `net` in evaluation mode and record what every layer makes of it.
 
     input_shape: one image, (H, W, C); (224, 224, 3) for an ImageNet net. batch: activation memory is
-    told for so many images.
+    reported for a batch of this size.
 
     A module that holds others has a line among the layers where it has an output or parameters of its
     own, as a residual block has its sum. Functions that `forward` calls (a global average pool) have no
-    line. Parameters that the pass did not meet stand last, without an output.
+    line. Parameters that the pass did not use come last, without an output.
 
-    Raises ValueError for a shape or batch below 1, and what the net raises for a shape that it can't take.
+    Raises ValueError for a shape or batch below 1, and what the net raises for a shape that it can't process.
     """
     if not input_shape or min(input_shape) < 1 or batch < 1:
         raise ValueError(f"summarise: input_shape and batch must be positive, got {input_shape} and {batch}")
-    layers: list[Row] = []
+    layers: list[LayerRow] = []
     previous: Tensor | None = None  # the output seen last
     counted: set[int] = set()
 
@@ -102,6 +114,8 @@ def summarise(net: Module, input_shape: tuple[int, ...] = (32, 32, 3), batch: in
 
     def record(name: str, module: Module, output: Tensor) -> None:
         nonlocal previous
+        if isinstance(module, Identity | Zero):
+            return
         own = new_parameters(module)
         handed_on, previous = output is previous, output  # a Sequential returns what its last layer made
         if handed_on and not own and any(isinstance(value, Module) for value in vars(module).values()):
@@ -109,10 +123,10 @@ def summarise(net: Module, input_shape: tuple[int, ...] = (32, 32, 3), batch: in
         shape = output.shape[1:]
         adds = prod(shape[:-1]) * module.weight.size if isinstance(module, Conv2d | Linear) else 0
         layers.append(
-            Row(
+            LayerRow(
                 name,
                 type(module).__name__,
-                kernel(name, module),
+                kernel_text(name, module),
                 shape,
                 own,
                 adds,
@@ -131,7 +145,7 @@ def summarise(net: Module, input_shape: tuple[int, ...] = (32, 32, 3), batch: in
             module.training = mode
 
     unused = ((name, module, new_parameters(module)) for name, module in net.modules())
-    layers += [Row(name, type(module).__name__, "", (), own, 0, 0) for name, module, own in unused if own]
+    layers += [LayerRow(name, type(module).__name__, "", (), own, 0, 0) for name, module, own in unused if own]
     blocks = _by_block(net, layers)
     stages = []
     for name, group in groupby(blocks, key=lambda row: stage_of(row.name)):
@@ -148,17 +162,17 @@ def blocks_of(net: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
     for name, module in vars(net).items():
         if type(module) is Sequential:
             yield from blocks_of(module, f"{prefix}{name}.")
-        elif isinstance(module, Module):
+        elif isinstance(module, Module) and not isinstance(module, Identity):
             yield prefix + name, module
 
 
 def stage_of(block: str) -> str:
-    """The stage of a block: "layer1" for "layer1.0"; a block that stands alone, "conv1", is its own stage."""
+    """The stage of a block: "layer1" for "layer1.0"; a block on its own, "conv1", is its own stage."""
     return block.rpartition(".")[0] or block
 
 
-def kernel(name: str, module: Module) -> str:
-    """A layer's kernel as `Row.kernels` tells it, "" for one that does not multiply."""
+def kernel_text(name: str, module: Module) -> str:
+    """A layer's kernel as `Layer.kernel_text`, "" for one that does not multiply."""
     if not isinstance(module, Conv2d | Linear):
         return ""
     *window, _, features = module.weight.shape
@@ -167,15 +181,15 @@ def kernel(name: str, module: Module) -> str:
     return f"{plus}{'x'.join(map(str, window)) or 'linear'},{features}{stride}"
 
 
-def _by_block(net: Module, layers: list[Row]) -> list[Row]:
+def _by_block(net: Module, layers: list[LayerRow]) -> list[LayerRow]:
     modules = dict(blocks_of(net))
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[LayerRow]] = {}
     before = ""
     for row in layers:
         parts = row.name.split(".")
         prefixes = (".".join(parts[:i]) for i in range(1, len(parts) + 1))
         block = next((p for p in prefixes if p in modules), type(net).__name__)
-        if isinstance(modules.get(block), FOLLOWERS) and isinstance(modules.get(before), Conv2d | Linear):
+        if isinstance(modules.get(block), ATTACHED) and isinstance(modules.get(before), Conv2d | Linear):
             block = before
         groups.setdefault(block, []).append(row)
         before = block
@@ -186,9 +200,9 @@ def _by_block(net: Module, layers: list[Row]) -> list[Row]:
     return sums
 
 
-def _sum(name: str, kind: str, kernels: str, rows: Sequence[Row]) -> Row:
+def _sum(name: str, kind: str, kernels: str, rows: Sequence[LayerRow]) -> LayerRow:
     output = next((row.output for row in reversed(rows) if row.output), ())
-    return Row(
+    return LayerRow(
         name,
         kind,
         kernels,
@@ -203,7 +217,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: LayerRow) -> tuple[str, ...]:
     kib = row.activation_bytes / 1024
     memory = f"{kib / 1024:,.1f} MiB" if kib >= 1024 else f"{kib:.0f} KiB" if kib >= 1 else f"{row.activation_bytes} B"
     return (

@@ -1,13 +1,13 @@
-"""The engine: arrays that remember how they were made, so that gradients can walk back.
+"""The engine: arrays that remember how they were made, so that gradients can flow backward.
 
-A `Tensor` holds an array and, when a gradient is wanted, a `Node`: the tensors it was computed from and a function
-that turns the gradient of the output into gradients of those inputs. `backward()` visits the nodes from the loss
-back to the leaves, each once, and adds up what arrives:
+A `Tensor` holds an array and, when a gradient is wanted, its `Node` in the graph: the nodes of the tensors it was
+computed from, and a function that turns the gradient of the output into gradients of those inputs. `backward()` visits
+the nodes from the loss back to the leaves, each once, and adds up what arrives:
 
     dL/dx = sum over every use y of x of  (dL/dy) (dy/dx)          (the chain rule)
 
 Operations all have the same three parts: the forward formula on arrays, a nested `backward(grad)` that returns one
-gradient per input, and `Tensor.from_op`, which ties them together. No other file keeps books about the graph.
+gradient per input, and `Tensor.from_op`, which ties them together. Graph bookkeeping is done here and nowhere else.
 """
 
 from __future__ import annotations
@@ -16,25 +16,16 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from minires.backend import Array, add, array_module, device_of
+from minires import parallel
+from minires.backend import Array, array_module, device_of
 
 Gradients = tuple[Array | None, ...]
-
-
-class Node(NamedTuple):
-    """How a tensor was made: the operation's name, its inputs, and the step from output gradient to input gradients."""
-
-    name: str
-    parents: tuple[Tensor, ...]
-    backward: Callable[[Array], Gradients]
-
-
-FREED = Node("freed", (), lambda grad: ())  # stands in for a node after the backward pass that used it up
 
 _mode = threading.local()
 
@@ -55,44 +46,44 @@ def no_grad() -> Iterator[None]:
         _mode.enabled = before
 
 
-class Tensor:
-    """An array, whether its gradient is wanted, and where it came from.
+@dataclass(eq=False, slots=True)
+class Node:
+    """A tensor's place in the graph: how it was made, and where its gradient goes.
 
-    data: anything NumPy takes, or a device array. float32 and float64 arrays keep their dtype and are not copied; all
-    else becomes float32.
+    It doesn't hold the tensor's array. An activation lives on only if some `backward` needs it: the output of a batch
+    norm, say, is freed as soon as the ReLU has read it.
+    """
+
+    name: str  # of the operation; "leaf" for a tensor that was given
+    shape: tuple[int, ...]
+    parents: tuple[Node | None, ...] = ()  # None: an input that wants no gradient
+    backward: Callable[[Array], Gradients] | None = None  # output gradient -> one gradient per parent
+    keeps_grad: bool = True  # leaves do, and what `retain_grad` was called on
+    grad: Array | None = None
+    freed: bool = False  # by the backward pass that used it
+
+
+class Tensor:
+    """An array and, when its gradient is wanted, its node in the graph.
+
+    data: anything NumPy takes, or a device array. float32 and float64 arrays keep their dtype and are not copied;
+    everything else becomes float32.
     """
 
     __array_ufunc__ = None  # so that `array * tensor` asks the tensor
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        if isinstance(data, Tensor):
-            raise TypeError("Tensor: data is a Tensor already; use data.detach() for one without its graph")
-        if not hasattr(data, "dtype"):
-            data = np.asarray(data)
-            if data.dtype == np.float64:  # what NumPy makes of Python's numbers
-                data = data.astype(np.float32)
-        if data.dtype.kind not in "fiub":
-            raise TypeError(f"Tensor: expected real numbers, got dtype {data.dtype}")
-        if data.dtype not in (np.float32, np.float64):
-            native = data.dtype.newbyteorder("=")  # float64 from a file in another machine's byte order stays float64
-            data = data.astype(native if native == np.float64 else np.float32)
-        # np.asarray also makes arrays of NumPy's scalars and of np.matrix, whose * is no longer ours
-        self.data: Array = np.asarray(data) if device_of(data) == "cpu" else data
-        self.requires_grad = requires_grad
-        self.grad: Array = None
-        self.node: Node | None = None
-        self._retain = False
+        self.data: Array = _as_float_array(data)
+        self.node: Node | None = Node("leaf", self.data.shape) if requires_grad else None
 
     @staticmethod
     def from_op(data: Array, parents: Sequence[Tensor], backward: Callable[[Array], Gradients], name: str) -> Tensor:
         """An operation's output. `backward(grad)` returns a gradient for each parent; None where none is wanted."""
         out = Tensor(data)
-        if grad_enabled() and any(p.requires_grad for p in parents):
-            out.requires_grad = True
-            out.node = Node(name, tuple(parents), backward)
+        nodes = tuple([p.node for p in parents])
+        if grad_enabled() and any(nodes):
+            out.node = Node(name, out.shape, nodes, backward, keeps_grad=False)
         return out
-
-    # ---- looking at it
 
     shape = property(lambda self: self.data.shape)
     dtype = property(lambda self: self.data.dtype)
@@ -104,80 +95,94 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        made = f", from {self.node.name}" if self.node else ""
-        return f"Tensor({self.data}{', requires_grad' if self.requires_grad else ''}{made})"
+        made = f", from {self.node.name}" if self.node and self.node.name != "leaf" else ""
+        return f"Tensor({self.data}{', requires_grad' if self.node else ''}{made})"
 
     def item(self) -> float:
-        """The one number of a tensor of size 1 (waits for the device)."""
+        """The value of a one-element tensor (waits for the device)."""
         return self.data.item()
 
     def detach(self) -> Tensor:
         """The same array without its graph."""
         return Tensor(self.data)
 
-    def retain_grad(self) -> Tensor:
-        """Ask `backward` to leave this tensor's gradient in `.grad`, as it does for leaves. Returns the tensor."""
-        if not self.requires_grad:
-            raise RuntimeError("retain_grad: this tensor has no gradient; make an input with requires_grad=True")
-        self._retain = True
-        return self
+    # ---- gradients
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient is wanted. May be set on a leaf, to freeze it."""
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if wanted != self.requires_grad:
+            self.node = Node("leaf", self.shape) if wanted else None
+
+    @property
+    def grad(self) -> Array | None:
+        """dL/d(this tensor), summed over backward passes; None before the first, and where none is kept."""
+        return self.node.grad if self.node else None
+
+    @grad.setter
+    def grad(self, grad: Array | None) -> None:
+        if self.node:
+            self.node.grad = grad
+        elif grad is not None:
+            raise RuntimeError("grad: this tensor does not require a gradient; create it with requires_grad=True")
 
     def zero_grad(self) -> None:
-        """Forget the gradient gathered so far."""
+        """Forget the gradient summed so far."""
         self.grad = None
 
-    # ---- the walk back
+    def retain_grad(self) -> Tensor:
+        """Ask `backward` to keep this tensor's gradient in `.grad`, as it does for leaves. Returns the tensor."""
+        if self.node is None:
+            raise RuntimeError("retain_grad: this tensor has no gradient; create an input with requires_grad=True")
+        self.node.keeps_grad = True
+        return self
 
     def backward(self, grad: Array | None = None) -> None:
         """Add dL/dx to `x.grad` of every leaf x that this tensor was computed from.
 
-        grad: dL/d(this tensor), an array of its shape; may be left out where the tensor is a single number (then 1).
-        The graph is used up on the way: a second call raises RuntimeError.
+        grad: dL/d(this tensor), an array of its shape; it defaults to 1 for a one-element tensor.
+        The graph is freed during the pass: a second call raises RuntimeError.
         """
-        if not self.requires_grad:
-            raise RuntimeError("backward: no gradient was asked for; make an input with requires_grad=True")
-        xp = array_module(self.data)
+        grad = self._upstream_gradient(grad)
+        order, grads = topological_order(self.node), {self.node: grad}
+        while order:  # popping frees what only this node's backward needed
+            node = order.pop()
+            grad = grads.pop(node)
+            if node.keeps_grad:
+                # a copy: `grad` may be the caller's, read-only, another leaf's too, or one of NumPy's scalars
+                node.grad = array_module(grad).array(grad if node.grad is None else node.grad + grad)
+            if node.backward is None:
+                continue
+            parent_grads = _checked(node.backward(grad), node)
+            for parent, g in zip(node.parents, parent_grads, strict=True):
+                if parent is not None:
+                    # a new array, never `+=`: a residual add hands the same array to both parents
+                    grads[parent] = parallel.add(grads[parent], g) if parent in grads else g
+            node.parents, node.backward, node.freed = (), None, True
+
+    def _upstream_gradient(self, grad: Array | None) -> Array:
+        """The `grad` that `backward` was given, or 1, as an array of this tensor's shape."""
+        if self.node is None:
+            raise RuntimeError(
+                "backward: this tensor does not require a gradient; create an input with requires_grad=True"
+            )
         if grad is None:
             if self.size != 1:
                 raise ValueError(
-                    f"backward: grad is needed for a tensor of shape {self.shape}; only a single number "
-                    "has an obvious one (1)"
+                    f"backward: expected grad for a tensor of shape {self.shape}; it defaults to 1 only for a "
+                    "one-element tensor"
                 )
-            grad = xp.ones_like(self.data)
-        else:
-            grad = self._numbers(grad, "backward")
+            return array_module(self.data).ones_like(self.data)
+        grad = self._numbers(grad, "backward")
         if grad.shape != self.shape:
-            raise ValueError(f"backward: grad has shape {grad.shape}, the tensor {self.shape}")
+            raise ValueError(f"backward: expected grad of the tensor's shape {self.shape}, got {grad.shape}")
+        return grad
 
-        order = topological_order(self)
-        grads = {id(self): grad}
-        while order:  # popping lets each activation go as soon as the walk has passed it
-            tensor = order.pop()
-            grad = grads.pop(id(tensor))
-            if tensor.node is None or tensor._retain:
-                # a copy: `grad` may be the caller's, read-only, another leaf's too, or one of NumPy's scalars
-                tensor.grad = array_module(grad).array(grad if tensor.grad is None else tensor.grad + grad)
-            if tensor.node is None:
-                continue
-            node, tensor.node = tensor.node, FREED
-            parent_grads = node.backward(grad)
-            if not isinstance(parent_grads, tuple) or len(parent_grads) != len(node.parents):
-                came = len(parent_grads) if isinstance(parent_grads, tuple) else type(parent_grads).__name__
-                raise RuntimeError(
-                    f"backward of {node.name}: expected a tuple of {len(node.parents)} gradients, one "
-                    f"for each input, got {came}"
-                )
-            for parent, g in zip(node.parents, parent_grads, strict=True):
-                if not parent.requires_grad:
-                    continue
-                if g is None or g.shape != parent.shape:
-                    got = "None" if g is None else f"shape {g.shape}"
-                    wanted = f"a gradient of shape {parent.shape}"
-                    raise RuntimeError(f"backward of {node.name}: expected {wanted}, got {got}")
-                # a new array, never `+=`: a residual add hands the same array to both parents
-                grads[id(parent)] = add(grads[id(parent)], g) if id(parent) in grads else g
-
-    # ---- arithmetic: each operation with its gradient beside it
+    # ---- arithmetic: each operation next to its gradient
 
     def _numbers(self, data: Any, name: str) -> Array:
         """`data` as an array of this tensor's dtype and device, for operation `name`."""
@@ -190,7 +195,7 @@ class Tensor:
         return array.astype(self.dtype, copy=False)
 
     def _other(self, other: Any, name: str) -> Tensor:
-        """`other` as a tensor of this one's dtype and device, so that the two can meet in operation `name`."""
+        """`other` as a tensor of this one's dtype and device, for operation `name`."""
         if not isinstance(other, Tensor):
             other = Tensor(self._numbers(other, name))
         if other.dtype != self.dtype:
@@ -202,11 +207,17 @@ class Tensor:
     def __add__(self, other: Any) -> Tensor:
         """z = x + y;  dx = dz, dy = dz."""
         x, y = self, self._other(other, "add")
+        a, b = x.shape, y.shape
+        x_wants_grad, y_wants_grad = x.requires_grad, y.requires_grad
+        out = parallel.add(x.data, y.data) if a == b else x.data + y.data
 
         def backward(grad: Array) -> Gradients:
-            return unbroadcast(grad, x.shape), unbroadcast(grad, y.shape)
+            return (
+                unbroadcast(grad, a) if x_wants_grad else None,
+                unbroadcast(grad, b) if y_wants_grad else None,
+            )
 
-        return Tensor.from_op(x.data + y.data, (x, y), backward, "add")
+        return Tensor.from_op(out, (x, y), backward, "add")
 
     def __mul__(self, other: Any) -> Tensor:
         """z = x y;  dx = dz y, dy = dz x."""
@@ -361,30 +372,58 @@ class Tensor:
         return Tensor.from_op(xp.asarray(self.data[index]), (self,), backward, "slice")
 
 
-def topological_order(root: Tensor) -> list[Tensor]:
-    """Every tensor with a gradient that `root` was computed from, inputs before outputs, each once.
+def topological_order(root: Node) -> list[Node]:
+    """All nodes that `root` was computed from, inputs before outputs, each once.
 
-    A loop with its own stack, not a recursion: a net of 1,202 layers is deeper than Python's stack. A tensor enters
-    the list when it is met the second time, after everything below it has been listed.
+    A loop with its own stack, not a recursion: a net of 1,202 layers is deeper than Python's stack. A node enters the
+    list when it is met the second time, after everything below it has been listed.
     """
     order, seen, stack = [], set(), [(root, False)]
     while stack:
-        tensor, inputs_are_listed = stack.pop()
+        node, inputs_are_listed = stack.pop()
         if inputs_are_listed:
-            order.append(tensor)
-            continue
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        if tensor.node is FREED:
-            raise RuntimeError(
-                "backward: this graph was walked already and is gone; compute the loss again (to use "
-                "two losses of one graph, add them first)"
-            )
-        stack.append((tensor, True))
-        if tensor.node:
-            stack.extend((parent, False) for parent in tensor.node.parents if parent.requires_grad)
+            order.append(node)
+        elif node not in seen:
+            if node.freed:
+                raise RuntimeError(
+                    "backward: this graph was already freed by an earlier backward(); compute the loss again (to use "
+                    "two losses of one graph, add them first)"
+                )
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend([(parent, False) for parent in node.parents if parent])
     return order
+
+
+def _checked(grads: Gradients, node: Node) -> Gradients:
+    """What the backward function of `node` returned, if it is one gradient of the right shape for each parent."""
+    if not isinstance(grads, tuple) or len(grads) != len(node.parents):
+        got = len(grads) if isinstance(grads, tuple) else type(grads).__name__
+        raise RuntimeError(
+            f"backward of {node.name}: expected a tuple of {len(node.parents)} gradients, one for each input, got {got}"
+        )
+    for parent, g in zip(node.parents, grads, strict=True):
+        if parent and (g is None or g.shape != parent.shape):
+            got = "None" if g is None else f"shape {g.shape}"
+            raise RuntimeError(f"backward of {node.name}: expected a gradient of shape {parent.shape}, got {got}")
+    return grads
+
+
+def _as_float_array(data: Any) -> Array:
+    """`data` as an array of float32, or of float64 if it is an array of that already."""
+    if isinstance(data, Tensor):
+        raise TypeError("Tensor: data is a Tensor already; use data.detach() for one without its graph")
+    if not hasattr(data, "dtype"):
+        data = np.asarray(data)
+        if data.dtype == np.float64:  # what NumPy makes of Python's numbers
+            data = data.astype(np.float32)
+    if data.dtype.kind not in "fiub":
+        raise TypeError(f"Tensor: expected real numbers, got dtype {data.dtype}")
+    if data.dtype not in (np.float32, np.float64):
+        native = data.dtype.newbyteorder("=")  # float64 from a file in another machine's byte order stays float64
+        data = data.astype(native if native == np.float64 else np.float32)
+    # np.asarray also makes arrays of NumPy's scalars and of np.matrix, whose * is no longer ours
+    return np.asarray(data) if device_of(data) == "cpu" else data
 
 
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
@@ -397,7 +436,7 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether arrays of shapes `a` and `b` can meet: from the last axis on, lengths are equal or one of them is 1."""
+    """Whether shapes `a` and `b` broadcast together: from the last axis on, lengths are equal or one of them is 1."""
     return all(m == n or 1 in (m, n) for m, n in zip(a[::-1], b[::-1], strict=False))
 
 
@@ -412,10 +451,10 @@ def _kept_shape(shape: tuple[int, ...], axis: int | tuple[int, ...] | None, name
 
 
 def _count(shape: tuple[int, ...], kept: tuple[int, ...], name: str) -> int:
-    """How many numbers a reduction from `shape` to `kept` takes together."""
+    """The number of entries that each output of a reduction from `shape` to `kept` combines."""
     count = math.prod(n for n, k in zip(shape, kept, strict=True) if n != k)
     if count == 0:
-        raise ValueError(f"{name}: shape {shape} holds no numbers along that axis; expected at least one")
+        raise ValueError(f"{name}: shape {shape} has no entries along that axis; expected at least one")
     return count
 
 
@@ -434,7 +473,7 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
-    """Zeros around `x`: `widths` holds (before, after) for each axis;  the gradient loses that border again."""
+    """Zeros around `x`: `widths` holds (before, after) for each axis;  the gradient is cropped back."""
     if len(widths) != x.ndim:
         raise ValueError(f"pad: x has {x.ndim} axes, widths names {len(widths)}")
     if any(min(pair) < 0 for pair in widths):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from minires import backend
-from minires.backend import device_of, gpu_status, to_device
+from minires import parallel
+from minires.backend import device_of, to_device
 from minires.cli import main
+from minires.devices.doctor import gpu_status
 from minires.tensor import Tensor
 
 CHECKS = Path(__file__).parent.parent / "chapters" / "checks"
@@ -35,10 +36,11 @@ def for_exercises(config):
 
 @pytest.fixture(autouse=True)
 def same_threads_afterwards():
-    before = backend._threads
+    before = parallel._num_threads
     yield
-    if backend._threads != before:
-        backend._start_over(before)
+    if parallel._num_threads != before:
+        parallel.set_num_threads(before or 1)
+        parallel._num_threads = before
 
 
 @pytest.fixture

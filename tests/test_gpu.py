@@ -7,7 +7,8 @@ import pytest
 
 from minires.devices import doctor
 from minires.devices import strict
-from minires.backend import device_of, gpu_status, to_device
+from minires.backend import device_of, to_device
+from minires.devices.doctor import gpu_status
 from minires.data import Loader, Normalise, shapes10
 from minires.functional import cross_entropy, dropout
 from minires.optim import SGD, clip_grad_norm, one_cycle

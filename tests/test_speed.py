@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import minires as mr
-from minires import backend, conv
+from minires import conv, parallel
 from minires.tensor import topological_order
 
 
@@ -14,7 +14,7 @@ from minires.tensor import topological_order
 def fixed_work(monkeypatch):
     """One thread and a known chunk size."""
     mr.set_num_threads(1)
-    monkeypatch.setattr(backend, "CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(parallel, "CHUNK_BYTES", 2**20)
 
 
 def batch(n=16, seed=0):
@@ -59,7 +59,7 @@ def test_number_and_size_of_im2col_calls(fixed_work, monkeypatch):
     forward = 8 + 6 * 16 + 6 * 8 + 6 * 8
     backward = 16 + 6 * 16 + 6 * 8 + 6 * 8  # one im2col for both gradients
     assert len(sizes) == forward + backward
-    assert max(sizes) <= backend.CHUNK_BYTES
+    assert max(sizes) <= parallel.CHUNK_BYTES
 
 
 def test_memory_of_a_step(fixed_work):

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info
 from minires import backend
 from minires.training import run
 from minires import functional as F
-from minires.backend import Array, array_module, device_of, gpu_status, to_device, to_host
+from minires.backend import Array, array_module, device_of, to_device, to_host
 from minires.conv import avg_pool2d, conv2d, global_avg_pool, max_pool2d
 from minires.data import find_cifar10
 from minires.nn import Module
@@ -317,3 +317,68 @@ def free_pool(xp: Any) -> None:
 def pool_bytes(xp: Any) -> int:
     """The device memory that CuPy took since `free_pool`: its pool grows to the peak and stays so; 0 elsewhere."""
     return xp.get_default_memory_pool().total_bytes() if hasattr(xp, "get_default_memory_pool") else 0
+
+
+# ---- is there a GPU? ------------------------------------------------------------------------------------------------
+
+GPU_STATES = {  # what `gpu_status` may find, and what mends it
+    "not installed": 'CuPy is not installed; on Linux or Windows with an NVIDIA GPU: pip install -e ".[gpu]"',
+    "no driver": "CuPy is installed, but no NVIDIA driver; install one, until the command nvidia-smi shows the GPU: "
+    "https://www.nvidia.com/drivers",
+    "driver too old": "the NVIDIA driver serves CUDA {driver} at most, CuPy needs {needed} or later; install a newer "
+    "driver: https://www.nvidia.com/drivers",
+    "no device": "the NVIDIA driver finds no GPU; see what nvidia-smi says, whether CUDA_VISIBLE_DEVICES hides it, and "
+    "in a container whether it was started with --gpus all",
+    "broken": "CuPy is installed, but can't compute on the GPU ({reason}); if NVRTC or cuBLAS is missing, this brings "
+    'it: pip install -e ".[gpu]"',
+    "ready": "{name} is ready (driver for CUDA {driver}, CuPy {cupy})",
+}
+
+
+class GpuStatus(NamedTuple):
+    state: str  # one of GPU_STATES
+    sentence: str  # for the user
+
+
+def gpu_status() -> GpuStatus:
+    """Whether device "gpu" can be used here, and if not, why."""
+    try:
+        import cupy
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        return _status("not installed") if missing else _broken(error)
+    runtime = cupy.cuda.runtime
+    try:
+        devices = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        driver = runtime.driverGetVersion()
+        if driver == 0:  # the error is the same as for an old driver
+            return _status("no driver")
+        if error.status == 35:  # cudaErrorInsufficientDriver
+            needed = runtime.runtimeGetVersion() // 1000 * 1000
+            return _status("driver too old", driver=_version(driver), needed=_version(needed))
+        if error.status != 100:  # cudaErrorNoDevice
+            return _broken(error)
+        devices = 0
+    if devices == 0:
+        return _status("no device")
+    try:  # only a computation finds a missing cuBLAS (the product) or NVRTC (the + 1)
+        a = cupy.ones((2, 2), np.float32)
+        float((a @ a + 1).sum())
+        name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+    except Exception as error:  # of many kinds, and with any of them the GPU can't be used
+        return _broken(error)
+    return _status("ready", name=name, driver=_version(runtime.driverGetVersion()), cupy=cupy.__version__)
+
+
+def _status(state: str, **facts: str) -> GpuStatus:
+    return GpuStatus(state, GPU_STATES[state].format(**facts))
+
+
+def _broken(error: Exception) -> GpuStatus:
+    return _status("broken", reason=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _version(number: int) -> str:
+    """CUDA's number for a version, 12040, as people write it: 12.4."""
+    return f"{number // 1000}.{number % 1000 // 10}"
