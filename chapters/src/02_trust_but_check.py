@@ -447,8 +447,8 @@ for h in (1e-2, 1e-4, 1e-6):
 # ## 7. The sum that never changes
 #
 # In section 4 the upstream gradient $u$ was random. Many checkers (and many students) take the plain sum as the loss,
-# that is $u = 1$ everywhere. It looks harmless. Here is what it does to **batch norm**, which you will build in chapter
-# 5. All you need to know now: it shifts and scales each column so that its mean is 0 and its variance 1.
+# that is $u = 1$ everywhere. It looks harmless. Here is what it does to **batch norm**, the subject of chapter 5. All
+# you need to know now: it shifts and scales each column so that its mean is 0 and its variance 1.
 #
 # $$ \hat x_i = \frac{x_i - \text{mean}}{\sqrt{\text{var} + \epsilon}} $$
 #

@@ -39,7 +39,7 @@ from minires.course import drawings
 from minires.data import Loader, Normalise
 from minires.gradcheck import away_from_kinks
 from minires.optim import one_cycle
-from minires.parallel import get_num_threads, split
+from minires.parallel import split
 
 plots.notebook_style()
 data = mr.open_data("auto")
@@ -739,7 +739,7 @@ heights = len(live), len(recorded["milliseconds"])
 figure, axes = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True, height_ratios=heights)
 ladders = (
     (
-        f"measured in this notebook, {get_num_threads()} thread{'s' if get_num_threads() > 1 else ''}",
+        f"measured in this notebook, {mr.get_num_threads()} thread{'s' if mr.get_num_threads() > 1 else ''}",
         {name: 1e3 * t for name, t in live.items()},
         plots.COLOURS[0],
     ),
@@ -776,9 +776,9 @@ print(
 )
 
 # %% [markdown]
-# That is all that separates `mr.conv2d` from `conv2d_simple`. It writes the same steps as functions of a few images,
-# and `over_batch` in `minires/parallel.py` cuts the batch into chunks and shares them among the threads. Inside a chunk
-# the product is made in blocks, small enough for BLAS to multiply fast.
+# Apart from the shared im2col of section 7, that is all that separates `mr.conv2d` from `conv2d_simple`. It writes the
+# same steps as functions of a few images, and `over_batch` in `minires/parallel.py` cuts the batch into chunks and
+# shares them among the threads. Inside a chunk the product is made in blocks, small enough for BLAS to multiply fast.
 #
 # ## 11. What does a net want to see?
 #
