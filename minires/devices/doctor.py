@@ -1,117 +1,170 @@
-"""What does this machine have, and does minires compute the same on its GPU as with NumPy?
+"""What does this machine have, and does its GPU compute the same as NumPy?
 
-`report` is what `python -m minires doctor` prints; `selftest` is `doctor --gpu-selftest`, for whoever has a GPU: every
-operation, forward and backward, and three steps of training against NumPy, then speed and memory.
+`describe_machine` is what `python -m minires doctor` prints. `selftest` is `doctor --gpu-selftest`, for anyone with a
+GPU: every operation, forward and backward, and three training steps against NumPy, then speed and memory.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import re
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from minires import backend
-from minires.training import run
 from minires import functional as F
+from minires import parallel
 from minires.backend import Array, array_module, device_of, to_device, to_host
-from minires.conv import avg_pool2d, conv2d, global_avg_pool, max_pool2d
+from minires.conv import avg_pool2d, conv2d, conv2d_simple, global_avg_pool, max_pool2d
 from minires.data import find_cifar10
+from minires.devices import machine
 from minires.nn import Module
 from minires.norm import batch_norm, batch_norm_simple, layer_norm, layer_norm_simple
 from minires.optim import SGD
 from minires.resnet import build
-from minires.training.run import environment
 from minires.tensor import Tensor, concatenate, pad
+
+# ---- is there a GPU? ------------------------------------------------------------------------------------------------
+
+GPU_STATES = {  # possible results of `gpu_status`, and the fix for each
+    "not installed": 'CuPy is not installed; on Linux or Windows with an NVIDIA GPU: pip install -e ".[gpu]"',
+    "no driver": "CuPy is installed, but no NVIDIA driver; install one, until the command nvidia-smi shows the GPU: "
+    "https://www.nvidia.com/drivers",
+    "driver too old": "the NVIDIA driver supports CUDA {driver} at most, CuPy needs {needed} or later; install a newer "
+    "driver: https://www.nvidia.com/drivers",
+    "no device": "the NVIDIA driver finds no GPU; check what nvidia-smi says, whether CUDA_VISIBLE_DEVICES hides it, "
+    "and in a container whether it was started with --gpus all",
+    "broken": "CuPy is installed, but cannot compute on the GPU ({reason}); if NVRTC or cuBLAS is missing, install it "
+    'with: pip install -e ".[gpu]"',
+    "ready": "{name} is ready (driver for CUDA {driver}, CuPy {cupy})",
+}
+
+
+class GpuStatus(NamedTuple):
+    state: str  # one of GPU_STATES
+    sentence: str  # for the user
+
+
+def gpu_status() -> GpuStatus:
+    """Whether device "gpu" can be used here, and if not, why."""
+    try:
+        import cupy
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        return _status("not installed") if missing else _broken(error)
+    runtime = cupy.cuda.runtime
+    try:
+        devices = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        driver = runtime.driverGetVersion()
+        if driver == 0:  # the error is the same as for an old driver
+            return _status("no driver")
+        if error.status == 35:  # cudaErrorInsufficientDriver
+            needed = runtime.runtimeGetVersion() // 1000 * 1000
+            return _status("driver too old", driver=_cuda_version(driver), needed=_cuda_version(needed))
+        if error.status != 100:  # cudaErrorNoDevice
+            return _broken(error)
+        devices = 0
+    if devices == 0:
+        return _status("no device")
+    try:  # only a computation finds a missing cuBLAS (the product) or NVRTC (the + 1)
+        a = cupy.ones((2, 2), np.float32)
+        float((a @ a + 1).sum())
+        name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+    except Exception as error:  # of many kinds; with any of them the GPU can't be used
+        return _broken(error)
+    return _status("ready", name=name, driver=_cuda_version(runtime.driverGetVersion()), cupy=cupy.__version__)
+
+
+def _status(state: str, **facts: str) -> GpuStatus:
+    return GpuStatus(state, GPU_STATES[state].format(**facts))
+
+
+def _broken(error: Exception) -> GpuStatus:
+    return _status("broken", reason=in_one_line(error))
+
+
+def _cuda_version(number: int) -> str:
+    """CUDA's number for a version, 12040, as people write it: 12.4."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def in_one_line(error: Exception) -> str:
+    """An error's type and the start of its message: that of a kernel that doesn't compile has hundreds of lines."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
 
 # ---- what this machine has ------------------------------------------------------------------------------------------
 
 
-def report() -> str:
-    """Processor, threads, BLAS, memory, versions, data sets and GPU, a line each."""
-    about = environment()
+def describe_machine() -> str:
+    """Versions, processor, threads, BLAS, memory, data sets and GPU, a line each."""
+    facts = machine.environment()
     lines = {
-        "versions": versions(about),
-        "processor": f"{about['processor']}, {about['cores']} cores",
-        "threads": get_num_threads(),
-        "BLAS": blas(),
-        "memory": memory(),
-        "CIFAR-10": cifar10(),
-        "Shapes-10": "always there: minires draws it itself",
+        "versions": describe_versions(facts),
+        "processor": f"{facts['processor']}, {facts['cores']} cores",
+        "threads": describe_threads(),
+        "BLAS": describe_blas(),
+        "memory": describe_memory(),
+        "CIFAR-10": describe_cifar10(),
+        "Shapes-10": "always available: minires draws it",
         "GPU": gpu_status().sentence,
     }
     return "\n".join(f"{name:11}{text}" for name, text in lines.items())
 
 
-def versions(about: dict[str, Any]) -> str:
-    """Versions of minires, Python and NumPy, and the system."""
-    found = about["versions"]
-    git = f" (git {about['git']})" if about["git"] else ""
-    return f"minires {found['minires']}{git}, Python {found['python']}, NumPy {found['numpy']}, {about['platform']}"
+def describe_versions(facts: dict[str, Any]) -> str:
+    """Versions of Python, minires and NumPy, the git revision and the operating system."""
+    versions = [f"{name} {version}" for name, version in facts["versions"].items()]
+    git = [f"git {facts['git']}"] if facts["git"] else []
+    return ", ".join([*versions, *git, facts["platform"]])
 
 
-def get_num_threads() -> str:
+def describe_threads() -> str:
     """How many threads share a batch, and why."""
     try:
-        count = backend.get_num_threads()
+        count = parallel.get_num_threads()
     except ValueError as error:
         return str(error)
-    asked = os.environ.get("MINIRES_THREADS")
-    why = "set_num_threads" if backend._threads else f"MINIRES_THREADS={asked}" if asked else "one a core it may use"
-    return f"{count} ({why})"
+    if parallel._num_threads:
+        return f"{count} (set_num_threads)"
+    variable = os.environ.get("MINIRES_THREADS")
+    return f"{count} ({f'MINIRES_THREADS={variable}' if variable else 'one for each available core'})"
 
 
-def blas() -> str:
-    """The library behind NumPy's matrix products, and whether minires can hold it to one thread in each of its own."""
-    known = any(library["user_api"] == "blas" for library in threadpool_info())
-    asked = os.environ.get("OPENBLAS_CORETYPE")
-    kernels = f" (OPENBLAS_CORETYPE={asked} chose its kernels)" if asked else ""
-    return run.blas() + kernels + ("" if known else ", whose threads can't be limited")
+def describe_blas() -> str:
+    """The library behind NumPy's matrix products, and whether minires can limit its threads."""
+    limited = any(library["user_api"] == "blas" for library in threadpool_info())
+    variable = os.environ.get("OPENBLAS_CORETYPE")
+    kernels = f" (kernels chosen by OPENBLAS_CORETYPE={variable})" if variable else ""
+    return machine.blas() + kernels + ("" if limited else ", whose threads cannot be limited")
 
 
-def memory() -> str:
-    """The machine's memory, and what of it is to be had now."""
-    total, available = memory_bytes()
+def describe_memory() -> str:
+    """The machine's memory, and how much is free."""
+    total, available = machine.memory_bytes()
     if not total:
-        return "this system doesn't tell"
+        return "unknown"
     return f"{total / 2**30:.1f} GiB" + (f", {available / 2**30:.1f} GiB available" if available else "")
 
 
-def memory_bytes() -> tuple[int, int]:
-    """Bytes in all, bytes available; 0 where the system doesn't tell."""
-    info = Path("/proc/meminfo")
-    if info.exists():  # Linux
-        kib = dict(re.findall(r"(\w+): +(\d+) kB", info.read_text(encoding="utf-8")))
-        return int(kib["MemTotal"]) * 1024, int(kib["MemAvailable"]) * 1024
-    if sys.platform == "win32":
-        status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its own size, bytes in all, bytes available, and others
-        return (status[1], status[2]) if ctypes.windll.kernel32.GlobalMemoryStatusEx(status) else (0, 0)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0
-    except (ValueError, OSError):
-        return 0, 0
-
-
-def cifar10() -> str:
-    """Where CIFAR-10 lies, or how to get it."""
-    place, variable = find_cifar10(), os.environ.get("MINIRES_DATA")
-    asked = f"MINIRES_DATA={variable}" if variable else "MINIRES_DATA is not set"
-    if place:
-        return f"{place.absolute()} ({asked})"
-    return f"not found ({asked}); to fetch it: python -m minires data cifar10"
+def describe_cifar10() -> str:
+    """The path of CIFAR-10, or how to get it."""
+    path, variable = find_cifar10(), os.environ.get("MINIRES_DATA")
+    why = f"MINIRES_DATA={variable}" if variable else "MINIRES_DATA is not set"
+    if path:
+        return f"{path.absolute()} ({why})"
+    return f"not found ({why}); to download it: python -m minires data fetch"
 
 
 # ---- the self-test --------------------------------------------------------------------------------------------------
 
-OPERATION_LIMIT = 2e-5  # of the largest number; float32 has seven digits, and sums in another order lose some
+OPERATION_LIMIT = 2e-5  # relative to the largest number; float32 has seven digits, and the order of a sum costs some
 TRAINING_LIMIT = 1e-6  # in float64: three steps in float32 leave two digits of some biases
+MODELS = ("resnet20", "resnet56")  # whose speed is measured
 
 Operation = tuple[Callable[..., Tensor], list[np.ndarray]]
 
@@ -119,70 +172,53 @@ Operation = tuple[Callable[..., Tensor], list[np.ndarray]]
 def selftest(device: str = "gpu", batch: int = 128, steps: int = 10) -> tuple[bool, str]:
     """Compare `device` with NumPy: whether all is well, and a text to paste into an issue. About a minute.
 
-    batch: images a step. steps: how many are timed on `device`. Raises RuntimeError where `device` can't be used.
+    batch: images per step. steps: how many are timed on `device`. Raises RuntimeError if `device` can't be used.
     """
     from tqdm import tqdm
 
-    xp, began = array_module(to_device(np.zeros(1), device)), time.perf_counter()
-    ops = operations()
-    faults = {}
-    with tqdm(total=len(ops) + 3, desc="self-test", leave=False, disable=None) as bar:
-        for name, operation in ops.items():
-            faults[name] = told(compare_operation, operation, device)
-            bar.update()
-        faults["three training steps"] = told(compare_training, device, batch)
-        bar.update()
-        lines = []
-        for model in ("ResNet-20", "ResNet-56"):
-            free_pool(xp)
+    to_device(np.zeros(1), device)  # raises now if there is no such device
+    start, ops = time.perf_counter(), operations()
+    checks: dict[str, Callable[[], str]] = {name: partial(compare_operation, op, device) for name, op in ops.items()}
+    checks["three training steps"] = partial(compare_training, device, batch)
+    failures, speeds = {}, []
+    with tqdm(total=len(checks) + len(MODELS), desc="self-test", leave=False, disable=None) as bar:
+        for name, check in checks.items():
             try:
-                speed, peak = throughput(device, model, batch, steps), pool_bytes(xp)
-                numpy_speed = throughput("cpu", model, batch, 2)
-                lines.append(
-                    f"training {model}: {speed:,.0f} images/s, with NumPy {numpy_speed:,.0f}; peak memory "
-                    f"{peak / 2**20:,.0f} MiB"
-                )
+                failures[name] = check()
             except Exception as error:
-                faults[f"training {model}"] = in_short(error)
+                failures[name] = in_one_line(error)
             bar.update()
-    about = environment()
-    failed = [f"FAIL {name}: {fault}" for name, fault in faults.items() if fault]
-    text = [
+        for model in MODELS:
+            try:
+                speeds.append(measure(device, model, batch, steps))
+            except Exception as error:
+                failures[f"training {model}"] = in_one_line(error)
+            bar.update()
+    passed = not any(failures.values())
+    facts = machine.environment()
+    lines = [
         "---- minires GPU self-test: please paste all of this into an issue ----",
-        versions(about),
-        f"{about['processor']}, {about['cores']} cores, threads: {get_num_threads()}",
+        describe_versions(facts),
+        f"{facts['processor']}, {facts['cores']} cores, threads: {describe_threads()}",
         f"device {device}: {gpu_status().sentence}",
-        f"operations, forward and backward: {sum(not faults[name] for name in ops)} of {len(ops)} as with NumPy",
-        f"three training steps of ResNet-20: {'FAIL' if faults['three training steps'] else 'as with NumPy'}",
-        *lines,
-        *failed,
-        f"{'FAIL' if failed else 'PASS'} in {time.perf_counter() - began:.0f} s",
+        f"operations, forward and backward: {sum(not failures[name] for name in ops)} of {len(ops)} agree with NumPy",
+        f"three training steps of resnet20: {'FAIL' if failures['three training steps'] else 'agree with NumPy'}",
+        *speeds,
+        *(f"FAIL {name}: {failure}" for name, failure in failures.items() if failure),
+        f"{'PASS' if passed else 'FAIL'} in {time.perf_counter() - start:.0f} s",
         "----",
     ]
-    return not failed, "\n".join(text)
-
-
-def told(compare: Callable[..., str], *arguments: Any) -> str:
-    """What `compare` finds wrong; an exception is a finding too."""
-    try:
-        return compare(*arguments)
-    except Exception as error:
-        return in_short(error)
-
-
-def in_short(error: Exception) -> str:
-    """An error in one line: a kernel that doesn't compile has hundreds."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return passed, "\n".join(lines)
 
 
 def operations() -> dict[str, Operation]:
-    """Every public operation on tensors and arrays to try it with; behind a comma, a special case of it."""
+    """Every public operation on tensors, with arrays to try it on; after a comma, a special case of it."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, np.float32)
 
-    def like(value: float, v: Tensor) -> Array:  # running statistics
+    def full(value: float, v: Tensor) -> Array:  # running statistics
         return array_module(v.data).full(v.shape, value, v.dtype)
 
     x, same, channel, shift = normal(4, 6, 5, 8), normal(4, 6, 5, 8), normal(8), normal(8)
@@ -213,7 +249,6 @@ def operations() -> dict[str, Operation]:
         "concatenate": (lambda x, y: concatenate([x, y], axis=1), [x, same]),
         "pad": (lambda x: pad(x, [(0, 0), (1, 2), (2, 1), (0, 3)]), [x]),
         "relu": (F.relu, [x]),
-        "add_relu": (F.add_relu, [x, same]),
         "log_softmax": (F.log_softmax, [rows]),
         "cross_entropy": (lambda x: F.cross_entropy(x, labels, label_smoothing=0.1), [rows]),
         "dropout": (lambda x: F.dropout(x, 0.3, np.random.default_rng(0)), [x]),
@@ -222,16 +257,13 @@ def operations() -> dict[str, Operation]:
         "conv2d": (lambda x, w: conv2d(x, w, padding=1), [x, normal(3, 3, 8, 4)]),
         "conv2d, stride 2, bias": (lambda x, w, b: conv2d(x, w, b, 2, 1), [x, normal(3, 3, 8, 4), normal(4)]),
         "conv2d, 1x1": (conv2d, [x, normal(1, 1, 8, 4)]),
+        "conv2d_simple": (lambda x, w: conv2d_simple(x, w, padding=1), [x, normal(3, 3, 8, 4)]),
         "max_pool2d": (lambda x: max_pool2d(x, 3, 2, 1), [x]),
         "avg_pool2d": (lambda x: avg_pool2d(x, 2), [x]),
         "global_avg_pool": (global_avg_pool, [x]),
-        "batch_norm": (lambda x, g, b: batch_norm(x, g, b, like(0, g), like(1, g)), [x, channel, shift]),
-        "batch_norm, relu": (
-            lambda x, g, b: batch_norm(x, g, b, like(0, g), like(1, g), relu=True),
-            [x, channel, shift],
-        ),
+        "batch_norm": (lambda x, g, b: batch_norm(x, g, b, full(0, g), full(1, g)), [x, channel, shift]),
         "batch_norm, evaluation": (
-            lambda x, g, b: batch_norm(x, g, b, like(0.1, g), like(2, g), training=False),
+            lambda x, g, b: batch_norm(x, g, b, full(0.1, g), full(2, g), training=False),
             [x, channel, shift],
         ),
         "batch_norm_simple": (batch_norm_simple, [x, channel, shift]),
@@ -241,12 +273,12 @@ def operations() -> dict[str, Operation]:
 
 
 def compare_operation(operation: Operation, device: str) -> str:
-    """What is wrong with an operation's output or gradients on `device`; nothing if they are NumPy's."""
-    right, here = forward_and_backward(*operation, "cpu"), forward_and_backward(*operation, device)
-    names = ["output", *[f"gradient of input {i}" for i in range(len(right) - 1)]]
-    for name, a, b in zip(names, right, here, strict=True):
-        if fault := difference(a, b, OPERATION_LIMIT):
-            return f"the {name} {fault}"
+    """What is wrong with an operation's output or gradients on `device`; "" if they agree with NumPy's."""
+    expected, found = forward_and_backward(*operation, "cpu"), forward_and_backward(*operation, device)
+    names = ["output", *[f"gradient of input {i}" for i in range(len(expected) - 1)]]
+    for name, a, b in zip(names, expected, found, strict=True):
+        if wrong := difference(a, b, OPERATION_LIMIT):
+            return f"the {name} {wrong}"
     return ""
 
 
@@ -255,36 +287,39 @@ def forward_and_backward(op: Callable[..., Tensor], arrays: list[np.ndarray], de
     inputs = [Tensor(to_device(a, device), requires_grad=True) for a in arrays]
     out = op(*inputs)
     if device_of(out.data) != device:
-        raise TypeError(f"the output lies on {device_of(out.data)}, expected {device}")
+        raise TypeError(f"the output: expected on {device}, got it on {device_of(out.data)}")
     upstream = np.random.default_rng(1).standard_normal(out.shape, np.float32)
     out.backward(to_device(upstream, device))
     return [to_host(out.data), *[to_host(t.grad) for t in inputs]]
 
 
 def compare_training(device: str, batch: int) -> str:
-    """What is wrong with the losses, weights and running statistics after three steps on `device`."""
-    runs = []
+    """What is wrong with losses, weights and running statistics after three steps on `device`; "" if nothing."""
+    results = []
     for where in ("cpu", device):
-        net, step = training(where, "ResNet-20", batch, np.float64)
+        net, step = training(where, "resnet20", batch, np.float64)
         losses = np.array([step().item() for _ in range(3)])
-        runs.append({"losses": losses} | net.state_dict())
-    faults = {name: difference(runs[0][name], runs[1][name], TRAINING_LIMIT) for name in runs[0]}
-    return next((f"{name} {fault}" for name, fault in faults.items() if fault), "")
+        results.append({"losses": losses} | net.state_dict())
+    expected, found = results
+    for name in expected:
+        if wrong := difference(expected[name], found[name], TRAINING_LIMIT):
+            return f"{name} {wrong}"
+    return ""
 
 
-def difference(right: np.ndarray, here: np.ndarray, limit: float) -> str:
-    """How `here` differs from `right`, if it does by more than `limit` of the largest number."""
-    if (here.shape, here.dtype) != (right.shape, right.dtype):
-        return f"is {here.dtype} of shape {here.shape}, expected {right.dtype} of shape {right.shape}"
-    gap = np.abs(here - right).max() / (np.abs(right).max() or 1)
-    return "" if gap <= limit else f"differs by {gap:.1e} of its largest number, allowed is {limit:.0e}"  # NaN too
+def difference(expected: np.ndarray, found: np.ndarray, limit: float) -> str:
+    """How `found` differs from `expected`, if by more than `limit` times its largest number."""
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        return f"is {found.dtype} of shape {found.shape}, expected {expected.dtype} of shape {expected.shape}"
+    gap = np.abs(found - expected).max() / (np.abs(expected).max() or 1)
+    return "" if gap <= limit else f"differs by {gap:.1e} of its largest number, limit {limit:.0e}"  # NaN too
 
 
 def training(device: str, model: str, batch: int, dtype: Any = np.float32) -> tuple[Module, Callable[[], Tensor]]:
-    """A net on `device`, and a function that trains it a step and returns the loss."""
+    """A net on `device`, and a function that trains it for a step and returns the loss."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((batch, 32, 32, 3)).astype(dtype), rng.integers(0, 10, batch)
-    net = build(model.lower().replace("-", "")).astype(dtype).to(device)
+    net = build(model).astype(dtype).to(device)
     optimiser = SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
     def step() -> Tensor:
@@ -297,88 +332,35 @@ def training(device: str, model: str, batch: int, dtype: Any = np.float32) -> tu
     return net, step
 
 
+def measure(device: str, model: str, batch: int, steps: int) -> str:
+    """A line with the speed of training on `device` and with NumPy, and the device's peak memory."""
+    xp = array_module(to_device(np.zeros(1), device))
+    free_pool(xp)
+    speed = throughput(device, model, batch, steps)
+    peak = pool_bytes(xp)
+    numpy_speed = throughput("cpu", model, batch, 2)
+    return (
+        f"training {model}: {speed:,.0f} images/s, with NumPy {numpy_speed:,.0f}; peak memory {peak / 2**20:,.0f} MiB"
+    )
+
+
 def throughput(device: str, model: str, batch: int, steps: int) -> float:
-    """Images a second of training. The first step compiles kernels and does not count."""
+    """Images per second of training. The first step compiles kernels and does not count."""
     _, step = training(device, model, batch)
     step().item()
     start = time.perf_counter()
     for _ in range(steps):
         loss = step()
-    loss.item()  # waits until the device has done all of it
+    loss.item()  # waits until the device has finished
     return batch * steps / (time.perf_counter() - start)
 
 
 def free_pool(xp: Any) -> None:
-    """Give back the device memory that CuPy keeps for later."""
+    """Release the device memory that CuPy keeps for later."""
     if hasattr(xp, "get_default_memory_pool"):
         xp.get_default_memory_pool().free_all_blocks()
 
 
 def pool_bytes(xp: Any) -> int:
-    """The device memory that CuPy took since `free_pool`: its pool grows to the peak and stays so; 0 elsewhere."""
-    return xp.get_default_memory_pool().total_bytes() if hasattr(xp, "get_default_memory_pool") else 0
-
-
-# ---- is there a GPU? ------------------------------------------------------------------------------------------------
-
-GPU_STATES = {  # what `gpu_status` may find, and what mends it
-    "not installed": 'CuPy is not installed; on Linux or Windows with an NVIDIA GPU: pip install -e ".[gpu]"',
-    "no driver": "CuPy is installed, but no NVIDIA driver; install one, until the command nvidia-smi shows the GPU: "
-    "https://www.nvidia.com/drivers",
-    "driver too old": "the NVIDIA driver serves CUDA {driver} at most, CuPy needs {needed} or later; install a newer "
-    "driver: https://www.nvidia.com/drivers",
-    "no device": "the NVIDIA driver finds no GPU; see what nvidia-smi says, whether CUDA_VISIBLE_DEVICES hides it, and "
-    "in a container whether it was started with --gpus all",
-    "broken": "CuPy is installed, but can't compute on the GPU ({reason}); if NVRTC or cuBLAS is missing, this brings "
-    'it: pip install -e ".[gpu]"',
-    "ready": "{name} is ready (driver for CUDA {driver}, CuPy {cupy})",
-}
-
-
-class GpuStatus(NamedTuple):
-    state: str  # one of GPU_STATES
-    sentence: str  # for the user
-
-
-def gpu_status() -> GpuStatus:
-    """Whether device "gpu" can be used here, and if not, why."""
-    try:
-        import cupy
-    except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
-        return _status("not installed") if missing else _broken(error)
-    runtime = cupy.cuda.runtime
-    try:
-        devices = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        driver = runtime.driverGetVersion()
-        if driver == 0:  # the error is the same as for an old driver
-            return _status("no driver")
-        if error.status == 35:  # cudaErrorInsufficientDriver
-            needed = runtime.runtimeGetVersion() // 1000 * 1000
-            return _status("driver too old", driver=_version(driver), needed=_version(needed))
-        if error.status != 100:  # cudaErrorNoDevice
-            return _broken(error)
-        devices = 0
-    if devices == 0:
-        return _status("no device")
-    try:  # only a computation finds a missing cuBLAS (the product) or NVRTC (the + 1)
-        a = cupy.ones((2, 2), np.float32)
-        float((a @ a + 1).sum())
-        name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
-    except Exception as error:  # of many kinds, and with any of them the GPU can't be used
-        return _broken(error)
-    return _status("ready", name=name, driver=_version(runtime.driverGetVersion()), cupy=cupy.__version__)
-
-
-def _status(state: str, **facts: str) -> GpuStatus:
-    return GpuStatus(state, GPU_STATES[state].format(**facts))
-
-
-def _broken(error: Exception) -> GpuStatus:
-    return _status("broken", reason=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-
-
-def _version(number: int) -> str:
-    """CUDA's number for a version, 12040, as people write it: 12.4."""
-    return f"{number // 1000}.{number % 1000 // 10}"
+    """Device memory that CuPy has taken since `free_pool`: its pool grows to the peak and stays there; else 0."""
+    return int(xp.get_default_memory_pool().total_bytes()) if hasattr(xp, "get_default_memory_pool") else 0
