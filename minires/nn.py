@@ -97,22 +97,19 @@ class Module:
 
     def to(self, device: str) -> Module:
         """Move all parameters and buffers to a device, "cpu" or "gpu". Returns the module."""
-        for _, module in self.modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    value.data, value.grad = to_device(value.data, device), None
-                elif _is_buffer(value):
-                    setattr(module, name, to_device(value, device))
-        return self
+        return self._convert(lambda array: to_device(array, device))
 
     def astype(self, dtype: Any) -> Module:
         """Convert all parameters and buffers to float32 or float64. Returns the module."""
+        return self._convert(lambda array: array.astype(dtype))
+
+    def _convert(self, convert: Callable[[Array], Array]) -> Module:
         for _, module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor):
-                    value.data, value.grad = value.data.astype(dtype), None
+                    value.data, value.grad = convert(value.data), None
                 elif _is_buffer(value):
-                    setattr(module, name, value.astype(dtype))
+                    setattr(module, name, convert(value))
         return self
 
 

@@ -258,6 +258,7 @@ class Tensor:
         return Tensor.from_op(a**p, (self,), backward, "pow")
 
     def __neg__(self) -> Tensor:
+        """z = -x."""
         return self * -1.0
 
     def __sub__(self, other: Any) -> Tensor:
@@ -302,9 +303,8 @@ class Tensor:
         return Tensor.from_op(array_module(a).log(a), (self,), lambda grad: (grad / a,), "log")
 
     def sqrt(self) -> Tensor:
-        """z = sqrt(x);  dx = dz / (2 z)."""
-        out = array_module(self.data).sqrt(self.data)
-        return Tensor.from_op(out, (self,), lambda grad: (grad / (2 * out),), "sqrt")
+        """z = x^(1/2);  dx = dz / (2 sqrt(x))."""
+        return self**0.5
 
     # ---- reductions
 

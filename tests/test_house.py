@@ -1,8 +1,10 @@
-"""The house: a module imports only from rooms above it, and heavy libraries where they are used."""
+"""The house: a room imports only from rooms above it, and heavy libraries where they are used; the engine stays short."""
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -10,26 +12,7 @@ import pytest
 import minires
 
 HOUSE = Path(minires.__file__).parent
-ORDER = [  # a room may import from those before it; `data` is a folder of modules
-    "backend",
-    "tensor",
-    "gradcheck",
-    "functional",
-    "conv",
-    "norm",
-    "nn",
-    "resnet",
-    "optim",
-    "summary",
-    "data",
-    "devices",
-    "training",
-    "plots",
-    "paper",
-    "course",
-    "cli",
-    "__main__",
-]
+ORDER = [name.rstrip("/") for name in minires.READING_ORDER] + ["__main__"]
 LIGHT = {"numpy", "threadpoolctl"}  # beside Python's own library, all that may be loaded at once
 MAY_BE_HEAVY = {"plots", "course", "cli", "__main__"}  # nothing light imports these: heavy ones may stand on top
 MODULES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")
@@ -98,19 +81,61 @@ def test_heavy_libraries_are_imported_where_they_are_used(module):
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda p: p.relative_to(HOUSE).as_posix())
-def test_only_backend_imports_or_uses_cupy(module):
+def test_only_backend_and_the_doctor_name_cupy(module):
     tree = parse(module)
     names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     modules = {name.split(".")[0] for name, _ in imports(tree)}
-    assert room(module) == "backend" or "cupy" not in names | modules
+    assert module.stem in ("backend", "doctor") or "cupy" not in names | modules
 
 
-def test_each_room_is_listed_once_and_only_data_is_a_folder():
+def test_each_room_is_listed_once_and_exists():
     assert len(set(ORDER)) == len(ORDER)
-    assert {p.name for p in HOUSE.iterdir() if p.is_dir() and re.match("[a-z]", p.name)} <= {
-        "data",
-        "devices",
-        "training",
-        "paper",
-        "course",
+    rooms = {p.stem if p.suffix else f"{p.name}/" for p in HOUSE.iterdir() if re.match(r"[a-z]\w*(\.py)?$", p.name)}
+    assert rooms == set(minires.READING_ORDER)
+
+
+def test_the_readme_lists_the_rooms_in_the_reading_order():
+    rows = re.findall(
+        r"^\| `([\w/]+?)(?:\.py)?` \| (.*) \|$", (HOUSE.parent / "README.md").read_text(encoding="utf-8"), re.M
+    )
+    assert [row for row in rows if row[0] in minires.READING_ORDER] == list(minires.READING_ORDER.items())
+
+
+# ---- short enough to read
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: no comments, docstrings or blank lines."""
+    text = path.read_text(encoding="utf-8")
+    docstrings = {
+        line
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+        for line in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
     }
+    no_code = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in no_code]
+    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - docstrings)
+
+
+def test_the_engine_reads_in_an_evening():
+    rooms = ORDER[ORDER.index("parallel") : ORDER.index("optim") + 1]
+    lines = {room: code_lines(HOUSE / f"{room}.py") for room in rooms}
+    assert sum(lines.values()) <= 1_250, lines
+
+
+def test_the_code_lines_of_a_file_are_counted_rightly(tmp_path):
+    path = tmp_path / "file.py"
+    path.write_text(
+        '"""Doc.\n\nMore."""\n\n# why\nx = [\n    1,  # one\n]\n\ndef f():\n    """Doc."""\n    return """\ntext"""\n'
+    )
+    assert code_lines(path) == 6
+
+
+@pytest.mark.parametrize("room", ["tensor", "functional", "conv", "norm"])
+def test_an_operation_fits_on_one_screen(room):
+    tree = parse(HOUSE / f"{room}.py")
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert functions
+    for f in functions:
+        assert (f.end_lineno or 0) - f.lineno + 1 <= 60, f"{room}.{f.name} is longer than 60 lines"

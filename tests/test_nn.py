@@ -104,7 +104,7 @@ def test_a_state_that_does_not_fit_names_every_fault_and_changes_nothing():
     del state["fc.bias"]
     with pytest.raises(ValueError) as told:
         net.load_state_dict(state)
-    for part in ("missing fc.bias", "left over extra", "fc.weight is (5, 4), expected (4, 5)"):
+    for part in ("missing fc.bias", "unexpected extra", "fc.weight is (5, 4), expected (4, 5)"):
         assert part in str(told.value)
     for name, array in net.state_dict().items():
         np.testing.assert_array_equal(array, before[name])

@@ -71,11 +71,11 @@ def test_a_step_leaves_gradients_alone_and_skips_parameters_without_one():
 @pytest.mark.parametrize(
     "options, told",
     [
-        ({"lr": -0.1}, "lr must be a non-negative number"),
-        ({"lr": math.nan}, "lr must be a non-negative number"),
-        ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be"),
-        ({"lr": 0.1, "momentum": 1.0}, "momentum must be in"),
-        ({"lr": 0.1, "momentum": -0.1}, "momentum must be in"),
+        ({"lr": -0.1}, "expected lr >= 0"),
+        ({"lr": math.nan}, "expected lr >= 0"),
+        ({"lr": 0.1, "weight_decay": -1}, "expected weight_decay >= 0"),
+        ({"lr": 0.1, "momentum": 1.0}, "expected 0 <= momentum < 1"),
+        ({"lr": 0.1, "momentum": -0.1}, "expected 0 <= momentum < 1"),
         ({"lr": 0.1, "nesterov": True}, "nesterov needs a momentum"),
     ],
 )

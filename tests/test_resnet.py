@@ -200,7 +200,8 @@ def test_the_shape_after_every_stage(name, size, wanted):
     with no_grad(), forward_hook(net.eval(), lambda key, module, output: shapes.update({key: output.shape})):
         net(x)
     assert [shapes[f"layer{i + 1}"] for i in range(len(wanted))] == [(2, s, s, c) for s, c in wanted]
-    assert f"layer{len(wanted) + 1}" not in shapes
+    last = f"layer{len(wanted)}"
+    assert {shapes.get(f"layer{i}", shapes[last]) for i in range(len(wanted), 6)} == {shapes[last]}, "no stage follows"
     assert shapes[""] == (2, 1000 if size == 224 else 10)
     assert shapes["conv1"] == ((2, 112, 112, 64) if size == 224 else (2, 32, 32, 16))
 
@@ -394,14 +395,16 @@ def test_a_net_computes_on_a_device_what_it_computes_on_the_cpu(name, options, d
 )
 def test_what_a_name_means(name, imagenet, block):
     net = build(name, width=2)
-    assert (net.layer4 is not None) == imagenet == (net.maxpool is not None)
+    assert [type(m).__name__ for m in (net.layer4, net.maxpool)] == (
+        ["Sequential", "MaxPool2d"] if imagenet else ["Identity", "Identity"]
+    )
     assert type(net.layer1[0]) is block
     assert net.fc.weight.shape[1] == (1000 if imagenet else 10)
     assert (
         type(net.layer2[0].downsample).__name__
         == {
-            True: "NoneType" if name.startswith("plain") else "Sequential",
-            False: "NoneType" if name.startswith("plain") else "SubsampleAndPad",
+            True: "Zero" if name.startswith("plain") else "Sequential",
+            False: "Zero" if name.startswith("plain") else "SubsampleAndPad",
         }[imagenet]
     )
 
@@ -409,23 +412,23 @@ def test_what_a_name_means(name, imagenet, block):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build("vgg16"), "no net is called 'vgg16'.*resnetN"),
-        (lambda: build("resnet"), "no net is called 'resnet'"),
-        (lambda: build("resnet020"), "no net is called 'resnet020'"),
-        (lambda: build("preplain20"), "no net is called 'preplain20'"),
-        (lambda: build("resnet99999"), "no net is called 'resnet99999'"),
-        (lambda: build(" resnet20"), "no net is called ' resnet20'"),
-        (lambda: build("resnet21"), "no resnet21.*6n \\+ 2.*resnet20 and resnet26.*ImageNet net: resnet18"),
-        (lambda: build("resnet2"), "no resnet2;.*resnet8 and resnet14"),
-        (lambda: build("resnet1"), "no resnet1;.*resnet8 and resnet14"),
-        (lambda: build("bottleneck50"), "no bottleneck50.*9n \\+ 2.*bottleneck47 and bottleneck56$"),
-        (lambda: build("plain101"), "no plain101.*ImageNet net: plain18, plain34"),
-        (lambda: build("prebottleneck165"), "no prebottleneck165.*prebottleneck164 and prebottleneck173"),
-        (lambda: build("resnet20", shortcut="D"), "shortcut must be 'A', 'B' or 'C', got 'D'"),
-        (lambda: build("resnet20", shortcut=""), "shortcut must be 'A', 'B' or 'C', got ''"),
-        (lambda: build("resnet50", stride_in="2x2"), "stride_in must be '1x1' or '3x3', got '2x2'"),
-        (lambda: build("resnet20", classes=0), "classes and width must be 1 or more, got 0 and 16"),
-        (lambda: build("resnet20", width=0), "classes and width must be 1 or more, got 10 and 0"),
+        (lambda: build("vgg16"), "expected plainN, resnetN.*got 'vgg16'"),
+        (lambda: build("resnet"), "expected plainN, resnetN.*got 'resnet'"),
+        (lambda: build("resnet020"), "expected plainN, resnetN.*got 'resnet020'"),
+        (lambda: build("preplain20"), "expected plainN, resnetN.*got 'preplain20'"),
+        (lambda: build("resnet99999"), "expected plainN, resnetN.*got 'resnet99999'"),
+        (lambda: build(" resnet20"), "expected plainN, resnetN.*got ' resnet20'"),
+        (lambda: build("resnet21"), "6n \\+ 2.*resnet20 and resnet26.*ImageNet net: resnet18.*got resnet21$"),
+        (lambda: build("resnet2"), "resnet8 and resnet14.*got resnet2$"),
+        (lambda: build("resnet1"), "resnet8 and resnet14.*got resnet1$"),
+        (lambda: build("bottleneck50"), "9n \\+ 2, the nearest are bottleneck47 and bottleneck56; got bottleneck50$"),
+        (lambda: build("plain101"), "ImageNet net: plain18, plain34; got plain101$"),
+        (lambda: build("prebottleneck165"), "prebottleneck164 and prebottleneck173; got prebottleneck165$"),
+        (lambda: build("resnet20", shortcut="D"), "expected shortcut 'A', 'B' or 'C', got 'D'"),
+        (lambda: build("resnet20", shortcut=""), "expected shortcut 'A', 'B' or 'C', got ''"),
+        (lambda: build("resnet50", stride_in="2x2"), "expected stride_in '1x1' or '3x3', got '2x2'"),
+        (lambda: build("resnet20", classes=0), "expected classes and width of at least 1, got 0 and 16"),
+        (lambda: build("resnet20", width=0), "expected classes and width of at least 1, got 10 and 0"),
     ],
 )
 def test_what_does_not_exist_is_told_in_one_line(call, message):
