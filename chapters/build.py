@@ -1,7 +1,8 @@
-"""Makes what is made of the chapters' sources: `python chapters/build.py [exercises] [NN ...]`.
+"""Builds what is generated in `chapters/`: `python chapters/build.py [exercises] [solutions] [NN ...]`.
 
-exercises: chapters/exercises/*.py and chapters/solutions/*.py from chapters/masters/*.py.
-NN: the executed notebook chapters/NN_name.ipynb from chapters/src/NN_name.py. No argument: all of both.
+exercises: chapters/exercises/*.py from chapters/teacher/masters/*.py, and the tables of exercises in chapters/src/*.py.
+solutions: chapters/teacher/solutions/*.py, from the masters too; not under version control.
+NN: the executed notebook chapters/NN_name.ipynb from chapters/src/NN_name.py. No argument: exercises and all notebooks.
 """
 
 from __future__ import annotations
@@ -29,26 +30,41 @@ INVISIBLE = 10  # levels of 255
 MOST_SECONDS = 600  # for one cell, so that a cell that hangs ends
 sys.path.insert(0, str(CHAPTERS.parent))  # minires of this checkout, installed or not
 
-from minires.devices.bench import machine  # noqa: E402
-from minires.course.exercises import Exercise, exercises_of, make_solution, make_stub  # noqa: E402
+from minires.course.exercises import Exercise, exercises_of, read  # noqa: E402
+from minires.course.masters import make_solution, make_stub  # noqa: E402
 
+MASTERS = CHAPTERS / "teacher" / "masters"
+SOLUTIONS = CHAPTERS / "teacher" / "solutions"
 FOR_STUDENTS = "# Write your answers here, then run: python -m minires check\n"
-FOR_TEACHERS = "# Made from chapters/masters/{}.py by: python chapters/build.py exercises\n"
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def replace_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Replace what a file has between two lines."""
+    before, rest = path.read_text(encoding="utf-8").split(f"{begin}\n", 1)
+    after = rest.split(f"{end}\n", 1)[1]
+    write(path, f"{before}{begin}\n{text}{end}\n{after}")
 
 
 # ---- exercises
 
 
-def exercise_files(stem: str) -> dict[Path, str]:
-    """What a master makes: the text of the student's file and of the solutions, by path."""
-    master = (CHAPTERS / "teacher" / "masters" / f"{stem}.py").read_text(encoding="utf-8")
-    return {
-        CHAPTERS / "exercises" / f"{stem}.py": FOR_STUDENTS + make_stub(master, exercises_of(stem, CHAPTERS)),
-        CHAPTERS / "solutions" / f"{stem}.py": FOR_TEACHERS.format(stem) + make_solution(master),
-    }
+def masters() -> list[Path]:
+    """The chapters' masters, which only a teacher's copy has."""
+    if not MASTERS.is_dir():
+        sys.exit(f"no folder {MASTERS}: exercises are built in a teacher's copy")
+    return sorted(MASTERS.glob("ch*.py"))
 
 
-def holds_answers(path: Path, exercises: list[Exercise]) -> bool:
+def stub_of(master: Path) -> str:
+    """The text of the student's file."""
+    return FOR_STUDENTS + make_stub(read(master), exercises_of(master.stem, CHAPTERS))
+
+
+def has_answers(path: Path, exercises: list[Exercise]) -> bool:
     """Whether somebody has written an answer into a student's file: a stub's line is gone, its exercise is not."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return any(
@@ -58,13 +74,33 @@ def holds_answers(path: Path, exercises: list[Exercise]) -> bool:
     )
 
 
+def exercise_table(source: Path) -> str:
+    """The table of a chapter's exercises, in comments, as its source has it."""
+    (checks,) = (CHAPTERS / "checks").glob(f"ch{source.name[:2]}_*.py")
+    rows = ["| exercise | what it does | level | lines |", "| --- | --- | --- | --- |"]
+    rows += [
+        f"| {exercise.number} `{exercise.name}` | {exercise.title} | {exercise.level} | about {exercise.lines} |"
+        for exercise in exercises_of(checks.stem, CHAPTERS)
+    ]
+    return "".join(f"{line}\n" for line in ("#", *(f"# {row}" for row in rows), "#"))
+
+
 def build_exercises() -> None:
-    for master in sorted((CHAPTERS / "teacher" / "masters").glob("ch*.py")):
-        for path, text in exercise_files(master.stem).items():
-            if path.parent.name == "exercises" and holds_answers(path, exercises_of(master.stem, CHAPTERS)):
-                sys.exit(f"{path} holds answers; move it away first, so that nobody's work is lost")
-            path.write_text(text, encoding="utf-8", newline="\n")
-            print(path)
+    for master in masters():
+        path = CHAPTERS / "exercises" / master.name
+        if has_answers(path, exercises_of(master.stem, CHAPTERS)):
+            sys.exit(f"{path} contains answers; move it away first, so that nobody's work is lost")
+        write(path, stub_of(master))
+        print(path)
+    for source in sources([]):
+        replace_between(source, "# <!-- exercises -->", "# <!-- end -->", exercise_table(source))
+
+
+def build_solutions() -> None:
+    SOLUTIONS.mkdir(exist_ok=True)
+    for master in masters():
+        write(SOLUTIONS / master.name, make_solution(read(master)))
+        print(SOLUTIONS / master.name)
 
 
 # ---- notebooks
@@ -122,13 +158,13 @@ def execute(notebook: NotebookNode) -> float:
             if output.get("name") == "stderr":
                 raise RuntimeError(f"a cell writes to stderr: {output.text}\n\nthe cell:\n{cell.source}")
             if "image/png" in output.get("data", {}):
-                output.data.pop("text/plain", None)  # "<Figure size ...>" tells nobody anything
+                output.data.pop("text/plain", None)  # "<Figure size ...>" says nothing
                 output.data["image/png"] = smaller(output.data["image/png"])
     return seconds
 
 
 def smaller(png: str) -> str:
-    """The same picture in fewer bytes, base64 both: in 256 colours, where no eye can see the difference."""
+    """The same picture in fewer bytes, both in base64: with 256 colours where nobody can see the difference."""
     picture = Image.open(BytesIO(base64.b64decode(png))).convert("RGB")
     few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     worst = max(high for _, high in ImageChops.difference(picture, few.convert("RGB")).getextrema())
@@ -138,16 +174,18 @@ def smaller(png: str) -> str:
 
 
 def build_notebook(source: Path) -> None:
-    """Make and execute one notebook, and write down how long it took."""
+    """Build and execute one notebook, and record how long it took."""
     import nbformat
+
+    from minires.devices.bench import measured_on
 
     notebook = read_source(source)
     seconds = execute(notebook)
     text = nbformat.writes(notebook) + "\n"
-    (CHAPTERS / f"{source.stem}.ipynb").write_text(text, encoding="utf-8", newline="\n")
+    write(CHAPTERS / f"{source.stem}.ipynb", text)
     times = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
-    times[source.stem] = {"seconds": round(seconds, 1), "machine": machine()}
-    TIMES.write_text(json.dumps(dict(sorted(times.items())), indent=1) + "\n", encoding="utf-8", newline="\n")
+    times[source.stem] = {"seconds": round(seconds, 1), "machine": measured_on()}
+    write(TIMES, json.dumps(dict(sorted(times.items())), indent=1) + "\n")
     print(f"{source.stem}: {seconds:.1f} s, {len(text) / 1e6:.2f} MB", flush=True)
 
 
@@ -158,36 +196,30 @@ def times_table() -> str:
     for source in sources([]):
         text = source.read_text(encoding="utf-8")
         title = re.findall(r"^# # (.+)", text, re.MULTILINE)[0]
-        told = re.search(r"about (\d+) minutes to read and run, (\d+) for the exercises", text)
-        if not told:
-            sys.exit(f"{source.name}: wanted `**Time**: about 60 minutes to read and run, 60 for the exercises.`")
-        reading, answering = told.groups()
+        minutes = re.search(r"about (\d+) minutes to read and run, (\d+) for the exercises", text)
+        if not minutes:
+            sys.exit(f"{source.name}: expected `**Time**: about 60 minutes to read and run, 60 for the exercises.`")
+        reading, answering = minutes.groups()
         measured = f"{times[source.stem]['seconds']:.0f} s" if source.stem in times else ""
         rows.append(f"| [{title}]({source.stem}.ipynb) | {reading} min | {answering} min | {measured} |")
     machines = {f"{entry['machine']['processor']}, {entry['machine']['cores']} cores" for entry in times.values()}
     return "\n".join([*rows, "", f"Seconds measured on: {'; '.join(sorted(machines))}.", ""])
 
 
-def write_times() -> None:
-    page = CHAPTERS / "README.md"
-    before, rest = page.read_text(encoding="utf-8").split("<!-- times -->\n")
-    after = rest.split("<!-- end -->")[1]
-    text = f"{before}<!-- times -->\n{times_table()}<!-- end -->{after}"
-    page.write_text(text, encoding="utf-8", newline="\n")
-
-
 # ---- the command
 
 
 def main(arguments: list[str]) -> None:
-    numbers = [argument for argument in arguments if argument != "exercises"]
+    numbers = [argument for argument in arguments if argument not in ("exercises", "solutions")]
     chosen = sources(numbers) if numbers or not arguments else []
     if "exercises" in arguments or not arguments:
         build_exercises()
+    if "solutions" in arguments:
+        build_solutions()
     for source in chosen:
         build_notebook(source)
     if chosen:
-        write_times()
+        replace_between(CHAPTERS / "README.md", "<!-- times -->", "<!-- end -->", times_table())
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_every_cell_has_run_in_order_and_without_an_error(source):
 
 
 @each_chapter
-def test_the_outputs_are_small_and_know_no_machine(source):
+def test_the_outputs_are_small_and_name_no_machine(source):
     file = CHAPTERS / f"{source.stem}.ipynb"
     assert file.stat().st_size < MOST_BYTES
     notebook = committed(source)
@@ -78,7 +78,7 @@ def test_the_outputs_are_small_and_know_no_machine(source):
 
 
 @each_chapter
-def test_it_opens_and_closes_as_every_chapter(source):
+def test_it_opens_and_closes_like_every_chapter(source):
     notebook = build.read_source(source)
     first, install = notebook.cells[0], code(notebook)[0]
     assert first.source.startswith(f"# {int(source.name[:2])}. ")
@@ -107,7 +107,14 @@ def test_its_exercises_are_checked_in_it(source):
 
 
 @each_chapter
-def test_the_front_page_tells_the_minutes_that_the_chapter_tells(source):
+def test_it_shows_how_hard_its_exercises_are(source):
+    text = source.read_text(encoding="utf-8")
+    table = f"# <!-- exercises -->\n{build.exercise_table(source)}# <!-- end -->\n"
+    assert table in text, "run: python chapters/build.py exercises"
+
+
+@each_chapter
+def test_the_front_page_has_the_chapters_own_minutes(source):
     words = source.read_text(encoding="utf-8").replace("\n# ", " ")
     reading, exercises = re.search(r"about (\d+) minutes to read and run, (\d+) for the exercises", words).groups()
     page = (CHAPTERS.parent / "README.md").read_text(encoding="utf-8")
@@ -121,7 +128,7 @@ def test_the_times_are_recorded_and_short_enough():
     assert all({"processor", "cores", "python", "numpy"} <= set(entry["machine"]) for entry in times.values())
 
 
-def test_cell_ids_are_unique_and_stay(tmp_path):
+def test_cell_ids_are_unique_and_stable(tmp_path):
     source = tmp_path / "01_x.py"
     source.write_text("# %%\n1 + 1\n\n# %%\n1 + 1\n\n# %% [markdown]\n# text\n", encoding="utf-8")
     first = [cell.id for cell in build.read_source(source).cells]

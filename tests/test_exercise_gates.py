@@ -10,17 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from minires.course.exercises import (
-    Exercise,
-    Wrong,
-    examine,
-    exercises_of,
-    load,
-    make_solution,
-    make_stub,
-    make_wrong,
-    read,
-)
+from minires.course.exercises import Exercise, check_source, exercises_of, load, read
+from minires.course.masters import Wrong, make_solution, make_stub, make_wrong, solution_lines
 
 CHAPTERS = Path(__file__).parent.parent / "chapters"
 STEMS = sorted(path.stem for path in (CHAPTERS / "teacher" / "masters").glob("ch*.py"))
@@ -42,14 +33,14 @@ EACH_WRONG = [
 
 @pytest.mark.parametrize("stem, exercise", EACH)
 def test_the_stub_is_not_started(stem: str, exercise: Exercise):
-    found = examine(exercise, make_stub(MASTERS[stem], EXERCISES[stem]), "stub.py")
+    found = check_source(exercise, make_stub(MASTERS[stem], EXERCISES[stem]), "stub.py")
     assert found.status == "not started", f"the stub must end at its NotImplementedError in every case:\n{found.text}"
 
 
 @pytest.mark.parametrize("stem, exercise", EACH)
 def test_the_solution_passes_soon(stem: str, exercise: Exercise):
     start = time.perf_counter()
-    found = examine(exercise, make_solution(MASTERS[stem]), "solution.py")
+    found = check_source(exercise, make_solution(MASTERS[stem]), "solution.py")
     seconds = time.perf_counter() - start
     assert found.status == "solved", f"the master's solution is not right:\n{found.text}"
     assert seconds < 10, f"the check took {seconds:.1f} s; expected about one, and never over ten: use smaller cases"
@@ -58,7 +49,7 @@ def test_the_solution_passes_soon(stem: str, exercise: Exercise):
 @pytest.mark.parametrize("stem, exercise, wrong", EACH_WRONG)
 def test_a_wrong_answer_gets_its_diagnosis(stem: str, exercise: Exercise, wrong: Wrong):
     answer = make_wrong(MASTERS[stem], EXERCISES[stem], wrong)
-    found = examine(exercise, answer, "wrong.py")
+    found = check_source(exercise, answer, "wrong.py")
     planted = f"{exercise.number}: {wrong.mistake!r} was planted"
     if found.status == "solved":
         pytest.fail(
@@ -67,7 +58,7 @@ def test_a_wrong_answer_gets_its_diagnosis(stem: str, exercise: Exercise, wrong:
         )
     if not wrong.fits(found.diagnosis):
         pytest.fail(
-            f"{planted} and found wrong, but not as expected\nexpected:  {wrong.says}\n"
+            f"{planted} and found wrong, but not as expected\nexpected:  {wrong.expected_diagnosis}\n"
             f"diagnosis: {found.diagnosis}\n\nThe student sees:\n\n{found.text}",
             pytrace=False,
         )
@@ -90,7 +81,7 @@ def test_every_wrong_answer_belongs_to_an_exercise_and_every_folder_has_the_chap
     numbers = {e.number for e in EXERCISES[stem]}
     strays = [wrong for wrong in WRONG[stem] if wrong.exercise not in numbers]
     assert not strays, f"no such exercise: {strays}"
-    for folder in ("exercises", "solutions", "checks"):
+    for folder in ("exercises", "checks"):
         assert (CHAPTERS / folder / f"{stem}.py").exists(), "run: python chapters/build.py exercises"
 
 
@@ -113,12 +104,24 @@ def test_numbers_are_in_order_and_no_two_alike():
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_stubs_and_solutions_are_what_the_masters_make(stem: str, build):
-    for path, text in build.exercise_files(stem).items():
-        own = path.parent.name == "exercises" and build.holds_answers(path, EXERCISES[stem])
-        if own and "CI" not in os.environ:
-            pytest.skip(f"{path.name} holds answers")
-        assert read(path) == text, f"{path} is out of step: run python chapters/build.py exercises"
+def test_levels_and_lines_are_true(stem: str):
+    exercises = EXERCISES[stem]
+    assert all(exercise.level in (1, 2, 3) for exercise in exercises)
+    stated = {exercise.number: exercise.lines for exercise in exercises}
+    assert stated == solution_lines(MASTERS[stem], exercises)
+    stub = make_stub(MASTERS[stem], exercises)
+    for node in ast.parse(stub).body:
+        for exercise in exercises:
+            if getattr(node, "name", "") == exercise.name:
+                assert ast.get_docstring(node).endswith(f"\n\n{exercise.size.capitalize()}.")
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_stub_is_what_its_master_makes(stem: str, build):
+    path = CHAPTERS / "exercises" / f"{stem}.py"
+    if build.has_answers(path, EXERCISES[stem]) and "CI" not in os.environ:
+        pytest.skip(f"{path.name} contains answers")
+    assert read(path) == build.stub_of(build.MASTERS / path.name), "run: python chapters/build.py exercises"
 
 
 @pytest.fixture

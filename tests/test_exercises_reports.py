@@ -1,4 +1,4 @@
-"""The exercise system itself: what it says to right, wrong, unfinished and broken answers; hints, commands, grading."""
+"""The exercise system: what it says about right, wrong, unfinished and broken answers; hints, commands, grading."""
 
 import csv
 import io
@@ -13,16 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minires.course import exercises
-from minires.course import grading
-from minires.course.exercises import Exercise, Mistake, Wrong, examine, make_solution, make_stub, make_wrong
+from minires.course import exercises, grading
+from minires.course.compare import Mistake
+from minires.course.exercises import Exercise, check_source
+from minires.course.masters import BEGIN, END, Wrong, make_solution, make_stub, make_wrong, solution_lines
 from minires.nn import Linear
 from minires.tensor import Tensor
 
-CHAPTERS = Path(exercises.__file__).parent.parent / "chapters"
-pytestmark = pytest.mark.skipif(
-    not (CHAPTERS / "teacher" / "masters").is_dir(), reason="a student's copy, without the masters"
-)
+CHAPTERS = Path(__file__).parent.parent / "chapters"
+MASTERS = CHAPTERS / "teacher" / "masters"
+pytestmark = pytest.mark.skipif(not MASTERS.is_dir(), reason="a student's copy, without the masters")
+
+
+def solution(stem):
+    return make_solution(exercises.read(MASTERS / f"{stem}.py"))
 
 
 def scaled(x, factor):
@@ -37,7 +41,8 @@ def scaled_cases():
 
 
 def exercise(reference=scaled, cases=scaled_cases, **others):
-    return Exercise("9.1", "answer", "an exercise", ("think", "think more", "copy this"), cases, reference, **others)
+    hints = ("think", "think more", "copy this")
+    return Exercise("9.1", "answer", "an exercise", 2, 1, hints, cases, reference, **others)
 
 
 def one(*arguments):
@@ -47,7 +52,7 @@ def one(*arguments):
 def look_at(body, what=None, arguments="x, factor"):
     """The report on an answer with this body, in a file of its own."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
-    return examine(what or exercise(), f"import numpy as np\n\n\ndef answer({arguments}):\n{lines}", "ch09.py")
+    return check_source(what or exercise(), f"import numpy as np\n\n\ndef answer({arguments}):\n{lines}", "ch09.py")
 
 
 def is_readable(text):
@@ -61,7 +66,11 @@ def is_readable(text):
 
 
 def test_a_right_answer_is_solved():
-    assert look_at("return (factor * x).astype(x.dtype)") == ("solved", "", "exercise 9.1 answer: solved (3 cases)")
+    assert look_at("return (factor * x).astype(x.dtype)") == (
+        "solved",
+        "",
+        "exercise 9.1 answer (level 2, about 1 line): solved, 3 cases",
+    )
 
 
 def test_everything_about_a_wrong_answer_is_on_one_screen():
@@ -71,7 +80,7 @@ def test_everything_about_a_wrong_answer_is_on_one_screen():
     assert found.text == (
         "hint: think\n"
         "\n"
-        "exercise 9.1 answer: wrong\n"
+        "exercise 9.1 answer (level 2, about 1 line): wrong\n"
         "  the result: it follows no pattern that is known here\n"
         "  shape (2, 3), float64\n"
         f"  worst at [1, 2]: yours {3 * x[1, 2] + 10:.6g}, expected {3 * x[1, 2]:.6g}\n"
@@ -126,7 +135,7 @@ def test_patterns(body, says):
         (0.5, ("0.5",), "np.array([0.5])", "wrong type: an array of shape (1,), expected a float"),
         (0.0, ("0", "-0.0"), "1e-3", "another number"),
         (True, ("True", "np.True_"), "1", "wrong type: an int, expected a bool"),
-        (True, ("True",), "False", "it is False, wanted True"),
+        (True, ("True",), "False", "it is False, expected True"),
         ("same", ("'same'",), "'full'", "it is 'full', expected 'same'"),
         (
             (1.0, 2.0),
@@ -156,15 +165,15 @@ def test_results_of_every_kind(wanted, right, wrong, says):
 @pytest.mark.parametrize(
     "wanted, wrong, way, right",
     [
-        (np.ones(3), "[1.0, 1.0, 1.0]", "of a list, np.array(...) makes one", "np.array([1.0, 1.0, 1.0])"),
+        (np.ones(3), "[1.0, 1.0, 1.0]", "np.array(...) makes an array of a list", "np.array([1.0, 1.0, 1.0])"),
         (0.5, "np.array([0.5])", "a.item() is the number", "np.array([0.5]).item()"),
-        (3, "7 / 2", "// makes a whole number", "7 // 2"),
+        (3, "7 / 2", "// divides whole numbers into a whole number", "7 // 2"),
     ],
 )
 def test_the_hint_for_a_wrong_type_helps_whatever_is_wanted(wanted, wrong, way, right):
     what = exercise(lambda n: wanted, one(1))
     said = " ".join(look_at(f"return {wrong}", what, "n").text.split())
-    assert said.startswith("hint: The docstring says what is wanted: an array, a number, ") and way in said
+    assert said.startswith("hint: The docstring says what to return: an array, a number, ") and way in said
     assert look_at(f"return {right}", what, "n").status == "solved"
 
 
@@ -250,25 +259,25 @@ def test_errors_are_told_with_their_line_and_without_a_traceback(body, says, mon
         ("answer = undefined\n", "NameError: name 'undefined' is not defined (line 1: answer = undefined)"),
         ("import sys\nsys.exit(3)\n", "it cannot be loaded: sys.exit: 3 (line 2: sys.exit(3))"),
         ("x = 1\0", "it cannot be loaded: "),
-        ("def anwser(x, factor):\n    return x\n", "answer is not in it: a name of the exercise must stay as it was"),
-        ("answer = 3\n", "answer is not in it"),
-        ("", "answer is not in it"),
+        ("def anwser(x, factor):\n    return x\n", "it has no answer: keep the names of the exercises as they are"),
+        ("answer = 3\n", "it has no answer"),
+        ("", "it has no answer"),
         ("def answer(x):\n    return x\n", "TypeError: answer() takes 1 positional argument but 2 were given"),
     ],
 )
 def test_files_that_are_broken(source, says):
-    found = examine(exercise(), source, "ch09.py")
+    found = check_source(exercise(), source, "ch09.py")
     assert found.status == "wrong" and says in found.diagnosis, found.diagnosis
     is_readable(found.text)
 
 
 def test_a_stub_is_not_started_and_half_of_one_is_wrong():
     found = look_at('raise NotImplementedError("exercise 9.1")')
-    assert found == (
-        "not started",
-        "",
-        "exercise 9.1 answer: not started\nIt is in ch09.py; for a hint: python -m minires hint 9.1",
-    )
+    assert found.status == "not started" and found.diagnosis == ""
+    assert found.text.splitlines() == [
+        "exercise 9.1 answer (level 2, about 1 line): not started",
+        "It is in ch09.py; for a hint: python -m minires hint 9.1",
+    ]
     half = look_at('if x.dtype == np.float32:\n    raise NotImplementedError("exercise 9.1")\nreturn x * factor')
     assert half.diagnosis.startswith("the result: a part of it is not started")
     assert "right for: a square; not square" in half.diagnosis
@@ -277,7 +286,7 @@ def test_a_stub_is_not_started_and_half_of_one_is_wrong():
 def test_what_an_answer_prints_is_shown_and_not_mixed_with_the_report(capsys):
     found = look_at("print('shape', x.shape)\nprint('a' * 300)\nprint(1, 2, sep='\\n')\nreturn x")
     assert capsys.readouterr() == ("", "")
-    assert "  it printed:\n    shape (3, 3)\n" in found.text and "  ... and 7 lines more" in found.text
+    assert "  it printed:\n    shape (3, 3)\n" in found.text and "  ... and 7 more lines" in found.text
     is_readable(found.text)
     assert look_at("print('hello')\nreturn (factor * x).astype(x.dtype)").status == "solved"
     assert capsys.readouterr() == ("", "")
@@ -290,19 +299,19 @@ def test_warnings_of_an_answer_are_not_errors():  # although they are in this te
     assert look_at("'\\d'\nreturn (factor * x).astype(x.dtype)").status == "solved"
 
 
-def test_an_edited_file_is_always_read_anew(tmp_path, monkeypatch):
-    stem, stub = "ch01_autograd", (CHAPTERS / "solutions" / "ch01_autograd.py").read_text(encoding="utf-8")
-    file = a_checkout(tmp_path, monkeypatch) / "exercises" / f"{stem}.py"
+def test_an_edited_file_is_always_read_again(tmp_path, monkeypatch):
+    text = solution("ch01_autograd")
+    file = a_checkout(tmp_path, monkeypatch) / "exercises" / "ch01_autograd.py"
     old, new = "self.grad += z.grad", "self.grad  = z.grad"  # same length, and the same second
-    file.write_text(stub, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     assert exercises.report("1.1").status == "solved"
-    file.write_text(stub.replace(old, new), encoding="utf-8")
+    file.write_text(text.replace(old, new), encoding="utf-8")
     assert exercises.report("1.1").status == "wrong"
 
 
 def test_files_from_windows_are_read(tmp_path, monkeypatch):
     file = a_checkout(tmp_path, monkeypatch) / "exercises" / "ch01_autograd.py"
-    text = (CHAPTERS / "solutions" / "ch01_autograd.py").read_text(encoding="utf-8") + "# \u00e9\u4e2d\n"
+    text = solution("ch01_autograd") + "# \u00e9\u4e2d\n"
     file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     assert exercises.report("1.1").status == "solved"
     file.write_bytes(text.encode("utf-16"))
@@ -321,33 +330,35 @@ import numpy as np
 
 def answer(x, factor):
     """9.1: scale."""
-    # solution
+    ### BEGIN SOLUTION
     x = x * 1
     return x * factor
-    # end solution
+    ### END SOLUTION
 
 
 class Other:
     def one(self):
-        # solution
+        ### BEGIN SOLUTION
         return 1
-        # end solution
+        ### END SOLUTION
 
     def two(self):
-        # solution
+        ### BEGIN SOLUTION
         return 1
-        # end solution
+        ### END SOLUTION
 '''
-BOTH = [exercise(), Exercise("9.2", "Other", "another", (), scaled_cases, scaled)]
+BOTH = [exercise(), Exercise("9.2", "Other", "another", 3, 2, (), scaled_cases, scaled)]
 
 
 def test_a_master_makes_stub_solution_and_wrong_answers():
     assert make_stub(MASTER, BOTH).endswith(
-        'def answer(x, factor):\n    """9.1: scale."""\n    raise NotImplementedError("exercise 9.1")\n\n\n'
+        'def answer(x, factor):\n    """9.1: scale.\n\n    Level 2, about 1 line.\n    """\n'
+        '    raise NotImplementedError("exercise 9.1")\n\n\n'
         'class Other:\n    def one(self):\n        raise NotImplementedError("exercise 9.2")\n\n'
         '    def two(self):\n        raise NotImplementedError("exercise 9.2")\n'
     )
-    assert make_solution(MASTER) == re.sub(" *# (end )?solution\n", "", MASTER)
+    assert make_solution(MASTER) == re.sub(" *### (BEGIN|END) SOLUTION\n", "", MASTER)
+    assert solution_lines(MASTER, BOTH) == {"9.1": 2, "9.2": 2}
     wrong = make_wrong(MASTER, BOTH, Wrong("9.1", "", "x * factor\n", "x\n    # really\n", ""))
     assert wrong == make_solution(MASTER).replace("return x * factor\n", "return x\n    # really\n")
 
@@ -371,13 +382,11 @@ def test_a_wrong_answer_must_be_one_change_of_its_own_solution(number, old, new,
 @pytest.mark.parametrize(
     "text, says",
     [
-        (MASTER.replace("    # end solution", "", 1), "without its `# end solution`"),
-        (MASTER.replace("    # solution", "", 1), "without its `# end solution`"),
-        (
-            MASTER.replace("class Other", "class Another"),
-            "'Another' is not among the chapter's exercises: answer, Other",
-        ),
-        (MASTER[: MASTER.index("class")], "no `# solution` and `# end solution` for 9.2"),
+        (MASTER.replace(f"    {END}", "", 1), f"expected `{END}`, got `{BEGIN}`"),
+        (MASTER.replace(f"    {BEGIN}", "", 1), f"expected `{BEGIN}`, got `{END}`"),
+        (MASTER[: MASTER.rindex(END)], f"`{BEGIN}` without its `{END}`"),
+        (MASTER.replace("class Other", "class Another"), "expected a solution of answer, Other, got one of Another"),
+        (MASTER[: MASTER.index("class")], "got none in \\['Other'\\]"),
     ],
 )
 def test_a_master_with_wrong_markers_is_refused(text, says):
@@ -389,12 +398,12 @@ def test_a_master_with_wrong_markers_is_refused(text, says):
 
 
 def a_checkout(tmp_path, monkeypatch, solved=False):
-    """A copy of the chapters' exercises around the working directory, as a student has them."""
+    """A copy of the chapters' exercises around the working directory; only what a test needs of a teacher's copy."""
     chapters = tmp_path / "chapters"
-    for folder in ("checks", "exercises", "masters"):
+    for folder in ("checks", "exercises", "src", "teacher/masters"):
         shutil.copytree(CHAPTERS / folder, chapters / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (CHAPTERS / "teacher" / "masters").glob("ch*.py"):
-        text = path.read_text(encoding="utf-8")
+    for path in MASTERS.glob("ch*.py"):
+        text = exercises.read(path)
         text = make_solution(text) if solved else make_stub(text, exercises.exercises_of(path.stem, CHAPTERS))
         (chapters / "exercises" / path.name).write_text(text, encoding="utf-8")
     (tmp_path / "somewhere").mkdir()
@@ -409,28 +418,30 @@ def spoil(chapters):
     file.write_text(text.replace("grad += other.data", "grad = other.data"), encoding="utf-8")
 
 
-def test_the_table_tells_what_is_solved(tmp_path, monkeypatch, capsys, status_of):
+def test_the_overview_shows_sizes_and_what_is_solved(tmp_path, monkeypatch, capsys, status_of):
     chapters = a_checkout(tmp_path, monkeypatch, solved=True)
     spoil(chapters)
-    stub = CHAPTERS / "exercises" / "ch02_gradcheck.py"
-    text = (chapters / "exercises" / stub.name).read_text(encoding="utf-8")
+    file = chapters / "exercises" / "ch02_gradcheck.py"
+    text = file.read_text(encoding="utf-8")
     start = text.index("    x = x.astype")  # the body of 2.1
     text = text[:start] + '    raise NotImplementedError("exercise 2.1")\n' + text[text.index("\n\n\n", start) :]
-    (chapters / "exercises" / stub.name).write_text(text, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     assert status_of("check") == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()}
     assert rows["1.1"].endswith("wrong") and rows["1.2"].endswith("solved") and rows["2.1"].endswith("not started")
     assert list(rows) == list(exercises.all_exercises())
+    assert "level 3  12 lines  solved" in rows["1.2"] and max(map(len, rows.values())) <= 112
 
 
 def test_check_one_exercise(tmp_path, monkeypatch, capsys, status_of):
     chapters = a_checkout(tmp_path, monkeypatch)
     assert status_of("check", "1.1") == 1
-    assert capsys.readouterr().out.startswith("exercise 1.1 Value: not started\nIt is in chapters/exercises/ch01_")
-    solution = CHAPTERS / "solutions" / "ch01_autograd.py"
-    shutil.copy(solution, chapters / "exercises")
+    assert capsys.readouterr().out.startswith(
+        "exercise 1.1 Value (level 1, about 4 lines): not started\nIt is in chapters/exercises/ch01_"
+    )
+    (chapters / "exercises" / "ch01_autograd.py").write_text(solution("ch01_autograd"), encoding="utf-8")
     assert status_of("check", "1.1") == 0
-    assert capsys.readouterr() == ("exercise 1.1 Value: solved (9 cases)\n", "")
+    assert capsys.readouterr() == ("exercise 1.1 Value (level 1, about 4 lines): solved, 9 cases\n", "")
     spoil(chapters)
     assert status_of("check", "1.1") == 1
     out, err = capsys.readouterr()
@@ -443,16 +454,15 @@ def test_check_one_exercise(tmp_path, monkeypatch, capsys, status_of):
     "arguments, says",
     [
         (("check", "9.9"), "there is no exercise '9.9'; there are 1.1, 1.2, "),
-        (("check", "1.1", "1.2"), "check: expected one exercise, or --all with files and folders"),
-        (("check", "--csv"), "--csv goes with --all"),
-        (("check", "--all"), "check --all: wanted Python files, or folders with some"),
-        (("check", "--all", "nowhere"), "check --all: nowhere is not there"),
+        (("grade", "nowhere"), "grade: nowhere does not exist"),
+        (("grade", "."), "grade: expected Python files or folders with some, got none"),
         (("hint", "9.9"), "there is no exercise '9.9'"),
-        (("hint", "1.1", "--stage", "9"), "exercise 1.1 has hints 1 to 3, got stage 9"),
-        (("hint", "1.1", "--stage", "0"), "got stage 0"),
+        (("hint", "1.1", "9"), "exercise 1.1 has hints 1 to 3, got 9"),
+        (("hint", "1.1", "0"), "got 0"),
     ],
 )
-def test_mistakes_at_the_command_line_take_one_line(arguments, says, capsys, status_of):
+def test_mistakes_at_the_command_line_take_one_line(arguments, says, tmp_path, monkeypatch, capsys, status_of):
+    a_checkout(tmp_path, monkeypatch)  # somewhere without Python files
     assert status_of(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and says in err and len(err.splitlines()) == 1
@@ -463,8 +473,8 @@ def test_hints_come_one_at_a_time(capsys, status_of):
     assert status_of("hint", "1.1") == 0
     first = capsys.readouterr().out
     assert first.startswith("exercise 1.1 Value, hint 1 of 3:\n\n" + hints[0][:40])
-    assert first.endswith("More: python -m minires hint 1.1 --stage 2\n")
-    assert status_of("hint", "1.1", "--stage", 3) == 0
+    assert first.endswith("More: python -m minires hint 1.1 2\n")
+    assert status_of("hint", "1.1", 3) == 0
     last = capsys.readouterr().out
     assert "    self.grad += (what self was multiplied with) * z.grad\n" in last and "More:" not in last
 
@@ -472,14 +482,15 @@ def test_hints_come_one_at_a_time(capsys, status_of):
 def test_outside_a_checkout_the_packages_own_chapters_are_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert exercises.chapters_folder() == CHAPTERS
-    monkeypatch.setattr(exercises, "__file__", str(tmp_path / "site-packages" / "minires" / "exercises.py"))
+    file = tmp_path / "site-packages" / "minires" / "course" / "exercises.py"
+    monkeypatch.setattr(exercises, "__file__", str(file))
     with pytest.raises(FileNotFoundError, match="run this in a checkout"):
         exercises.chapters_folder()
 
 
 def test_pytest_reports_hint_first_and_skips_what_is_not_started(tmp_path, monkeypatch):
     chapters = a_checkout(tmp_path, monkeypatch)
-    shutil.copy(CHAPTERS / "solutions" / "ch01_autograd.py", chapters / "exercises")
+    (chapters / "exercises" / "ch01_autograd.py").write_text(solution("ch01_autograd"), encoding="utf-8")
     spoil(chapters)
     tests = str(CHAPTERS.parent / "tests" / "test_exercises.py")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs", "-m", "ch01 or ch02", tests]
@@ -495,20 +506,20 @@ def test_pytest_reports_hint_first_and_skips_what_is_not_started(tmp_path, monke
 # ---- a teacher
 
 
-def test_a_file_where_the_teacher_stands_is_not_taken_for_pythons_own(tmp_path, monkeypatch):
+def test_a_file_in_the_teachers_folder_does_not_hide_pythons_own(tmp_path, monkeypatch):
     a_checkout(tmp_path, monkeypatch)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    shutil.copy(CHAPTERS / "solutions" / "ch01_autograd.py", tmp_path / "anna_ch01.py")
+    (tmp_path / "anna_ch01.py").write_text(solution("ch01_autograd"), encoding="utf-8")
     (tmp_path / "random.py").write_text("raise SystemExit", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert {grade.result for grade in grading.grade(Path("anna_ch01.py"))} == {"solved"}
+    assert {grade.status for grade in grading.grade(Path("anna_ch01.py"))} == {"solved"}
 
 
 def test_grading_a_folder(tmp_path, monkeypatch, capsys, status_of):
     a_checkout(tmp_path, monkeypatch)
     folder = tmp_path / "handed in"
     folder.mkdir()
-    right = (CHAPTERS / "solutions" / "ch01_autograd.py").read_text(encoding="utf-8")
+    right = solution("ch01_autograd")
     (folder / "anna_ch01.py").write_text(right, encoding="utf-8")
     borrowing = right.replace("    z = np.tanh", "    import minires as mr\n    mr.relu(x)\n    z = np.tanh")
     (folder / "bob_ch01.py").write_text(borrowing.replace("grad += other.data", "grad = other.data"), encoding="utf-8")
@@ -519,12 +530,12 @@ def test_grading_a_folder(tmp_path, monkeypatch, capsys, status_of):
     began = time.perf_counter()
     grades = grading.grade_all([folder])
     seconds = (time.perf_counter() - began) / 2
-    found = {(Path(line.file).name, line.exercise): (line.result, line.note) for line in grades}
+    found = {(Path(line.file).name, line.exercise): (line.status, line.note) for line in grades}
     assert [found["anna_ch01.py", f"1.{i}"] for i in range(1, 5)] == [("solved", "")] * 4
     assert found["bob_ch01.py", "1.1"] == ("wrong", "") and found["bob_ch01.py", "1.2"] == ("solved", "")
     assert found["bob_ch01.py", "1.4"] == ("solved", "calls minires.relu")
     assert found["carl.py", ""] == ("no chapter", "") and found["ch01_dora.py", ""] == ("unreadable", "")
-    assert "constant ratio 0.5" in next(line.what for line in grades if line.result == "wrong")
+    assert "constant ratio 0.5" in next(line.diagnosis for line in grades if line.status == "wrong")
 
     # an endless loop, an end of Python, a file written: the other exercises are still graded
     looping = right.replace("    front = tuple", "    while True:\n        pass\n    front = tuple")
@@ -533,20 +544,20 @@ def test_grading_a_folder(tmp_path, monkeypatch, capsys, status_of):
     (folder / "eve_ch01.py").write_text(looping, encoding="utf-8")
     ending = right.replace("    z = np.tanh", "    __import__('os')._exit(0)\n    z = np.tanh")
     (folder / "finn_ch01.py").write_text(ending, encoding="utf-8")
-    command = ["check", "--all", folder / "eve_ch01.py", folder / "finn_ch01.py", "--csv", "--seconds"]
+    command = ["grade", folder / "eve_ch01.py", folder / "finn_ch01.py", "--csv", "--seconds"]
     began, limit = time.perf_counter(), round(2 + 4 * seconds)
     assert status_of(*command, limit) == 0
     assert time.perf_counter() - began < 3 * limit + 20  # the loop was ended
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [row["result"] for row in rows] == ["solved", "solved", "over time", "solved"] + ["solved"] * 3 + ["ended"]
-    assert "an endless loop?" in rows[2]["what"] and rows[3]["note"] == "calls open"
+    assert [row["status"] for row in rows] == ["solved", "solved", "over time", "solved"] + ["solved"] * 3 + ["ended"]
+    assert "an endless loop?" in rows[2]["diagnosis"] and rows[3]["note"] == "calls open"
     assert rows[7]["note"] == "" and rows[7]["exercise"] == "1.4"
     assert not list(tmp_path.rglob("left behind"))
 
-    assert status_of("check", "--all", folder / "anna_ch01.py", folder / "carl.py") == 0
+    assert status_of("grade", folder / "anna_ch01.py", folder / "carl.py") == 0
     out = capsys.readouterr().out
     assert f"{folder / 'anna_ch01.py'}: 4 of 4 solved\n  1.1  solved\n" in out
-    assert "  no chapter    the file's name must hold its chapter" in out
+    assert "  no chapter    the file's name should contain its chapter" in out
 
 
 @pytest.mark.parametrize(
@@ -566,42 +577,45 @@ def test_grading_a_folder(tmp_path, monkeypatch, capsys, status_of):
         ("import minires as mr", "3", ""),  # imported, and not used
     ],
 )
-def test_what_an_answer_borrows_is_told(head, line, says):
+def test_library_calls_are_noted(head, line, says):
     source = f"{head}\n\n\ndef tanh(x):\n    from minires.tensor import Tensor\n\n    {line}\n    return Tensor(x)\n"
-    assert grading.borrowed("ch01_autograd", "tanh", source) == says
-    assert grading.borrowed("ch01_autograd", "unbroadcast", source) in ("", "calls minires.functional.*")
+    assert grading.library_calls("ch01_autograd", "tanh", source) == says
+    assert grading.library_calls("ch01_autograd", "unbroadcast", source) in ("", "calls minires.functional.*")
 
 
-def test_no_solution_borrows():
+def test_no_solution_calls_what_its_master_does_not():
     for stem, what in exercises.all_exercises().values():
-        master = (CHAPTERS / "teacher" / "masters" / f"{stem}.py").read_text(encoding="utf-8")
-        assert grading.borrowed(stem, what.name, make_solution(master)) == ""
+        assert grading.library_calls(stem, what.name, solution(stem)) == ""
 
 
 def test_a_class_without_the_masters_has_no_notes(tmp_path, monkeypatch):
-    shutil.rmtree(a_checkout(tmp_path, monkeypatch) / "masters")
-    assert grading.borrowed("ch01_autograd", "tanh", "import torch\ndef tanh(x):\n    return torch.tanh(x)\n") == ""
+    shutil.rmtree(a_checkout(tmp_path, monkeypatch) / "teacher")
+    assert (
+        grading.library_calls("ch01_autograd", "tanh", "import torch\ndef tanh(x):\n    return torch.tanh(x)\n") == ""
+    )
 
 
-def test_the_build_never_writes_over_answers(tmp_path, monkeypatch):
+def test_the_build_never_overwrites_answers(tmp_path, monkeypatch):
     chapters = a_checkout(tmp_path, monkeypatch)
     shutil.copy(CHAPTERS / "build.py", chapters)
-    (chapters / "solutions").mkdir()
-    command = [sys.executable, str(chapters / "build.py"), "exercises"]
     env = {**os.environ, "PYTHONPATH": str(CHAPTERS.parent)}
 
-    def build():
+    def build(*what):
+        command = [sys.executable, str(chapters / "build.py"), *what]
         return subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=300)
 
-    assert build().returncode == 0
-    for path in (CHAPTERS / "solutions").glob("*.py"):
-        assert (chapters / "solutions" / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+    assert build("exercises", "solutions").returncode == 0
+    for path in MASTERS.glob("ch*.py"):
+        assert exercises.read(chapters / "teacher" / "solutions" / path.name) == solution(path.stem)
     file = chapters / "exercises" / "ch01_autograd.py"
     text = file.read_text(encoding="utf-8").replace('raise NotImplementedError("exercise 1.3")', "return grad")
     file.write_text(text, encoding="utf-8")
-    refused = build()
-    assert refused.returncode == 1 and "ch01_autograd.py holds answers" in refused.stderr
+    refused = build("exercises")
+    assert refused.returncode == 1 and "ch01_autograd.py contains answers" in refused.stderr
     assert file.read_text(encoding="utf-8") == text
+    shutil.rmtree(chapters / "teacher")
+    refused = build("exercises")
+    assert refused.returncode == 1 and "exercises are built in a teacher's copy" in refused.stderr
 
 
 @pytest.mark.skipif(not (CHAPTERS / "times.json").exists(), reason="no notebook has been built")

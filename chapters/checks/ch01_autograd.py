@@ -1,8 +1,9 @@
-"""What the exercises of chapter 1 must do, and hints."""
+"""The checks of chapter 1's exercises, and their hints."""
 
 import numpy as np
 
-from minires.course.exercises import Exercise, Mistake, kind
+from minires.course.compare import Mistake, kind
+from minires.course.exercises import Exercise
 from minires.tensor import Tensor
 
 # ---- 1.1
@@ -71,7 +72,9 @@ class Knot:
     def parents(self):
         self.asked += 1
         if self.asked > 1000:
-            raise Mistake(f"it asks 1,000 times for the parents of {self.name!r}: every way to a value is walked anew")
+            raise Mistake(
+                f"it asks 1,000 times for the parents of {self.name!r}: every path to a value is followed again"
+            )
         return self._parents
 
     def __repr__(self):
@@ -119,7 +122,7 @@ def a_shortcut_last():
 
 
 def a_shortcut_around_two():
-    """One way from z to w is a step, the other three: whoever meets w early must not list x, behind it, too early."""
+    """One path from z to w is one step long, the other three: meeting w early must not list it, or x, too early."""
     x = Knot("x")
     w = Knot("w", x)
     u = Knot("u", w)
@@ -152,7 +155,7 @@ def run_order(topological_order, graph):
         if not isinstance(knot, Knot):
             raise Mistake(f"entry {i} of the list is {kind(knot)}, expected a value of the graph")
         if knot in place:
-            raise Mistake(f"{knot.name!r} stands in the list more than once")
+            raise Mistake(f"{knot.name!r} is in the list more than once")
         place[knot] = i
     missing = [knot.name for knot in knots if knot not in place]
     if missing:
@@ -160,7 +163,7 @@ def run_order(topological_order, graph):
     for knot in knots:
         for parent in knot.parents:
             if place[parent] > place[knot]:
-                raise Mistake(f"{parent.name!r} stands after {knot.name!r}, which was made from it")
+                raise Mistake(f"{parent.name!r} comes after {knot.name!r}, which was made from it")
     return True
 
 
@@ -174,7 +177,7 @@ def order_cases():
         "a shortcut as first parent": a_shortcut_first,
         "a shortcut as last parent": a_shortcut_last,
         "a shortcut around two": a_shortcut_around_two,
-        "60 doublings, 2^60 ways": sixty_doublings,
+        "60 doublings, 2^60 paths": sixty_doublings,
         "5,001 values deep": a_deep_net,
     }.items():
         yield words, (graph,)
@@ -221,7 +224,7 @@ def run_tanh(tanh, x, grad):
         raise Mistake(f"wrong type: it returns {kind(z)}, expected a Tensor")
     if not np.array_equal(x.data, before):
         raise Mistake("input modified: the forward pass changed x.data")
-    if z.node is None or z.node.parents != (x,):
+    if z.node is None or z.node.parents != (x.node,):
         raise Mistake("z was not made from x in one operation: end with Tensor.from_op(z, (x,), backward, 'tanh')")
     value = z.data
     z.backward(upstream)
@@ -258,11 +261,13 @@ EXERCISES = [
         number="1.1",
         name="Value",
         title="the gradients of + and *",
+        level=1,
+        lines=4,
         hints=(
-            "Each operation knows only its own small derivative. The rest of the world is in z.grad: how much the "
-            "loss grows when z grows by a little. Multiply the two: that is the chain rule.",
+            "Each operation knows only its own local derivative. The rest of the world is in z.grad: how much the "
+            "loss grows when z grows a little. Multiply the two: that is the chain rule.",
             "If x grows by a little h, x + y grows by h, and x y grows by h y. And remember that x may be used "
-            "elsewhere too: whatever other uses have given it must stay.",
+            "elsewhere too: what its other uses have added must stay.",
             "In __add__, self gets z.grad and other gets z.grad. In __mul__:\n\n"
             "    self.grad += (what self was multiplied with) * z.grad\n\n"
             "and the same for other. Is it = or += ? Try a + a on paper.",
@@ -275,11 +280,13 @@ EXERCISES = [
     Exercise(
         number="1.2",
         name="topological_order",
-        title="in which order a graph can be walked back",
+        title="the order of the backward pass",
+        level=3,
+        lines=12,
         hints=(
             "A value may enter the list when all of its parents are in it. So you meet a value first, go to its "
             "parents, and must come back to it later. A recursive function does this by itself; here the stack is "
-            "yours, so put down on it what you have to come back for.",
+            "yours, so put on it what you have to come back to.",
             "Let the stack hold pairs (value, ready). ready is False when a value is met on the way down, and True "
             "when you come back to it and all of its parents have been listed. A set holds the values met so far.",
             "Take a pair from the end of the stack:\n\n"
@@ -296,7 +303,9 @@ EXERCISES = [
     Exercise(
         number="1.3",
         name="unbroadcast",
-        title="the way back through broadcasting",
+        title="the backward pass of broadcasting",
+        level=2,
+        lines=4,
         hints=(
             "Copying forward is adding backward. Which axes of grad did x not have? Which did it have with length 1? "
             "Over those, sum; over no others.",
@@ -314,9 +323,11 @@ EXERCISES = [
         number="1.4",
         name="tanh",
         title="a new operation for arrays",
+        level=1,
+        lines=4,
         hints=(
-            "An operation has two parts. Forward computes numbers from x.data. Backward multiplies what arrives from "
-            "above with the slope at each place. Read `exp` in minires/tensor.py: it is made the same way.",
+            "An operation has two parts. Forward computes numbers from x.data. Backward multiplies the upstream "
+            "gradient by the slope at each place. Read `exp` in minires/tensor.py: it is made the same way.",
             "The slope is 1 - z^2: it needs the result z, not x. backward is written inside tanh, so it sees z; "
             "nothing has to be computed again.",
             "    z = np.tanh(x.data)\n\n"

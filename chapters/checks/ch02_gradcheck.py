@@ -1,6 +1,6 @@
-"""What the exercises of chapter 2 must do, and hints.
+"""The checks of chapter 2's exercises, and their hints.
 
-The functions that are measured have gradients known from calculus, so the references measure nothing.
+The functions have gradients known from calculus, so the references need no measurement.
 """
 
 import numpy as np
@@ -167,11 +167,13 @@ EXERCISES = [
         number="2.1",
         name="slope_along",
         title="the central difference, along a direction",
+        level=1,
+        lines=2,
         hints=(
-            "Stand at x, look along v. Go a little forward, measure f; go as far back, measure f. The slope is the "
-            "difference of the heights by the distance between the two places.",
-            "The places are x + h v and x - h v, and the distance is 2h (v is not made shorter or longer). Both "
-            "places are new arrays; x stays.",
+            "Stand at x and look along v. Go a little forward, measure f; go just as far back, measure f. The slope is "
+            "the difference in height divided by the distance between the two places.",
+            "The places are x + h v and x - h v, and the distance is 2h (v keeps its length). Both "
+            "places are new arrays; x does not change.",
             "    x = x as float64: x.astype(np.float64)\n"
             "    return (f(one place) - f(the other)) / (2 * h)\n\n"
             "Mind the brackets around 2 * h.",
@@ -184,11 +186,13 @@ EXERCISES = [
         number="2.2",
         name="relative_error",
         title="how far apart two gradients are",
+        level=1,
+        lines=2,
         hints=(
-            "An error of 0.001 is small beside 1000 and large beside 0.002. So divide it by the size of what is "
+            "An error of 0.001 is small next to 1000 and large next to 0.002. So divide it by the size of the numbers "
             "compared: the larger of the two.",
             "np.maximum(p, q) is the larger of two arrays, entry by entry. Where it is 0, both entries are 0 and so "
-            "is their difference: divide by anything else there, say by 1.",
+            "is their difference: divide by anything else there, such as 1.",
             "    size = np.maximum(np.abs(a), np.abs(b))\n"
             "    return np.abs(a - b) / (size, but 1 where size is 0)\n\n"
             "np.where(condition, p, q) takes p where the condition holds and q elsewhere.",
@@ -200,7 +204,9 @@ EXERCISES = [
     Exercise(
         number="2.3",
         name="numerical_gradient",
-        title="every entry nudged, with a random gradient from above",
+        title="every entry nudged, with a random upstream gradient",
+        level=2,
+        lines=7,
         hints=(
             "Exercise 2.1 once for each entry of x, with v = 1 at that entry. The function now returns an array; "
             "grad says how much each of its entries counts.",
@@ -212,7 +218,7 @@ EXERCISES = [
             "        ...\n"
             "        out[index] = (grad * (f(up) - f(down))).sum() / (2 * h)\n"
             "    return out\n\n"
-            "Two copies for each entry, because f may hand your own array back to you.",
+            "Two copies for each entry, because f may return your own array.",
         ),
         cases=gradient_cases,
         reference=gradient_by_calculus,
@@ -223,8 +229,10 @@ EXERCISES = [
         number="2.4",
         name="kinks",
         title="where a measurement cannot be trusted",
+        level=2,
+        lines=8,
         hints=(
-            "A smooth function has one slope at a place. At a kink the slope to the right differs from the slope to "
+            "A smooth function has one slope at each point. At a kink the slope to the right differs from the slope to "
             "the left. Measure both.",
             "Each is a one-sided difference with f(x) itself: forward (f(x + h e_i) - f(x)) / h, backward "
             "(f(x) - f(x - h e_i)) / h. How much may they differ? A thousandth of their size, or 0.001 where they are "

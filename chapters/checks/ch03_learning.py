@@ -1,9 +1,10 @@
-"""What the exercises of chapter 3 must do, and hints."""
+"""The checks of chapter 3's exercises, and their hints."""
 
 import numpy as np
 
 from minires import functional
-from minires.course.exercises import Exercise, Mistake
+from minires.course.compare import Mistake
+from minires.course.exercises import Exercise
 from minires.nn import Conv2d, Linear
 from minires.optim import SGD
 from minires.tensor import Tensor
@@ -75,14 +76,14 @@ def run_sgd(sgd_step, start, grads, rates, momentum, weight_decay):
     for grad, lr in zip(grads, rates, strict=True):
         before, given = w.copy(), grad.copy()
         if sgd_step(w, given, velocity, lr, momentum, weight_decay) is not None:
-            raise Mistake("it returns something: expected no return, w and velocity themselves change")
+            raise Mistake("it returns something; expected no return value, since w and velocity themselves change")
         if not np.array_equal(given, grad):
             raise Mistake("it writes into grad: build grad + weight_decay w as a new array")
         for name, array, old in (("w", w, before), ("velocity", velocity, 0 * before)):
             if np.array_equal(array, old):
-                order = "; or is w moved before velocity, which begins with zeros?" if name == "w" else ""
+                order = "; or does w move before velocity, which starts at zero?" if name == "w" else ""
                 raise Mistake(
-                    f"the array {name} is as it was: {name} = ... makes a new array, {name} -= or += or *= "
+                    f"the array {name} has not changed: {name} = ... makes a new array, {name} -= or += or *= "
                     f"or [...] = writes into this one{order}"
                 )
     return velocity, w
@@ -127,11 +128,13 @@ EXERCISES = [
         number="3.1",
         name="log_softmax",
         title="logarithms of probabilities, safely",
+        level=2,
+        lines=2,
         hints=(
-            "The formula as it stands fails for scores of 1,000, because e^1000 is too large for a float. But you may "
-            "choose which numbers stand in the exponent: take the same number away from all scores of a row, and "
-            "nothing changes. Which number makes sure that no exponent is above 0?",
-            "Take each row's own largest score away from it: s' = s - max(s). Then e^(s') lies between 0 and 1, one of "
+            "The plain formula fails for scores of 1,000, because e^1000 is too large for a float. But you may choose "
+            "the numbers in the exponent: subtract the same number from all scores of a row, and the result stays "
+            "the same. Which number makes sure that no exponent is above 0?",
+            "Subtract each row's own largest score: s' = s - max(s). Then e^(s') lies between 0 and 1, one of "
             "them is exactly 1, and the sum lies between 1 and K: its logarithm is harmless. Don't compute the "
             "probabilities and then their logarithms: a probability of 0 would give minus infinity.",
             "With keepdims=True the row's maximum and sum have the shape (N, 1) and broadcast against (N, K):\n\n"
@@ -145,6 +148,8 @@ EXERCISES = [
         number="3.2",
         name="cross_entropy",
         title="the loss of a batch and its gradient",
+        level=2,
+        lines=6,
         hints=(
             "The loss asks for one number of each row: ln p of the right class. The gradient has a number for every "
             "class: the probability that the net gives, minus the one that it should have given (1 for the right "
@@ -165,15 +170,17 @@ EXERCISES = [
         number="3.3",
         name="sgd_step",
         title="a step with momentum and weight decay",
+        level=1,
+        lines=3,
         hints=(
             "Three lines, in the order of the formulas. The difficulty is which array each line may write into: the "
             "net and the next step look at the arrays that you were given, not at new ones.",
             "`w = w - x` makes a new array and forgets the old one; `w -= x` writes into the array itself. The same "
-            "holds for velocity. The gradient you may not write into: build grad + weight_decay * w as a new array.",
+            "goes for velocity. Don't write into the gradient: build grad + weight_decay * w as a new array.",
             "    velocity *= momentum\n"
             "    velocity += (the gradient with weight decay)\n"
             "    w -= (the learning rate times what?)\n\n"
-            "The learning rate stands in the last line only, so that a rate that changes acts at once.",
+            "The learning rate is in the last line only, so that a new rate acts at once.",
         ),
         cases=sgd_cases,
         reference=library_sgd,
@@ -184,6 +191,8 @@ EXERCISES = [
         number="3.4",
         name="he_init",
         title="first weights that keep a signal's size",
+        level=1,
+        lines=2,
         hints=(
             "fan_in is the number of terms in the sum that makes one output. For a linear layer it is C. How many "
             "numbers does a convolution add up for one output?",

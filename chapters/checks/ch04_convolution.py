@@ -1,4 +1,4 @@
-"""What the exercises of chapter 4 must do, and hints."""
+"""The checks of chapter 4's exercises, and their hints."""
 
 import numpy as np
 
@@ -124,13 +124,15 @@ EXERCISES = [
     Exercise(
         number="4.1",
         name="output_size",
-        title="how many places a kernel has",
+        title="in how many places a kernel fits",
+        level=1,
+        lines=1,
         hints=(
             "Draw a row of 5 pixels and a kernel of 3, and count. Then with a zero on each side. Then with stride 2. "
-            "What is the last place where the kernel's left end may stand?",
-            "The row is size + 2 padding long. The left end can stand at 0, stride, 2 stride, ... as long as it is at "
+            "What is the last place for the kernel's left end?",
+            "The row is size + 2 padding long. The left end can be at 0, stride, 2 stride, ... as long as it is at "
             "most size + 2 padding - kernel.",
-            "Divide that by the stride and round down: //. One place more, as the first stands at 0:\n\n"
+            "Divide that by the stride and round down: //. Then add one place, because the first is at 0:\n\n"
             "    (... + 2 * ... - ...) // ... + 1",
         ),
         cases=output_size_cases,
@@ -141,17 +143,19 @@ EXERCISES = [
         number="4.2",
         name="im2col",
         title="every patch as a row",
+        level=3,
+        lines=9,
         hints=(
-            "Forget speed. For each image, each place: cut the patch out, flatten it, and it is a row. Get that right "
-            "on paper for a 3x3 image and a 2x2 kernel first.",
+            "Forget speed. For each image and each place, cut out the patch and flatten it: that is a row. Get that "
+            "right on paper for a 3x3 image and a 2x2 kernel first.",
             "With padded = x and a border of zeros, the patch of place (i, j) is\n\n"
             "    padded[n, stride * i : stride * i + kh, stride * j : stride * j + kw]\n\n"
-            "and flattening it gives the order that is wanted: channels side by side.",
-            "Quicker: fill an array of six axes (N, OH, OW, KH, KW, C), a place in the kernel at a time. For (a, b) it "
-            "gets, of all images at once, every pixel that weight (a, b) meets:\n\n"
+            "and flattening it gives the right order: channels side by side.",
+            "Faster: fill an array with six axes (N, OH, OW, KH, KW, C), one place in the kernel at a time. For (a, b) "
+            "it gets, from all images at once, every pixel that weight (a, b) meets:\n\n"
             "    cols[:, :, :, a, b] = padded[:, a : a + stride * oh : stride, b : ...]\n\n"
             "At the end, reshape to (N*OH*OW, KH*KW*C).",
-            "np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) puts the zeros there; "
+            "np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0))) adds the zeros; "
             "np.zeros(shape, x.dtype) makes the array in x's own dtype.",
         ),
         cases=im2col_cases,
@@ -162,9 +166,11 @@ EXERCISES = [
         number="4.3",
         name="conv_forward",
         title="a convolution as one product",
+        level=2,
+        lines=8,
         hints=(
-            "Patches are rows, filters are columns; the product of the two matrices holds every sum of products there "
-            "is. What remains is to give it back its four axes.",
+            "Patches are rows, filters are columns; the product of the two matrices has every sum of products. What "
+            "remains is to give it its four axes again.",
             "library.im2col(x, kh, kw, stride, padding) is (N*OH*OW, KH*KW*C). w has the axes (KH, KW, C, F), in the "
             "same order as a row: a reshape makes it (KH*KW*C, F).",
             "    y = library.im2col(...) @ w.reshape(-1, f)\n"
@@ -180,10 +186,12 @@ EXERCISES = [
         number="4.4",
         name="weight_gradients",
         title="backward to the weights and the bias",
+        level=2,
+        lines=6,
         hints=(
             "One weight is used at every place of every image. Each use adds: the upstream gradient there, times the "
-            "number that lay under the weight there.",
-            "As matrices the forward pass is Y = P W. Then dW = P^T G: the columns of P hold what each weight met, and "
+            "number under the weight there.",
+            "As matrices the forward pass is Y = P W. Then dW = P^T G: the columns of P are what each weight met, and "
             "the product sums over the rows.",
             "P is library.im2col(x, kh, kw, stride, padding), (N*OH*OW, KH*KW*C). G is grad.reshape(-1, f), "
             "(N*OH*OW, F). Multiply, then reshape to (KH, KW, C, F).",
@@ -197,15 +205,17 @@ EXERCISES = [
         number="4.5",
         name="input_gradient",
         title="backward to the images",
+        level=3,
+        lines=10,
         hints=(
             "Two steps. First the gradient of the matrix of patches; then take each entry back to the pixel it was "
             "copied from. A pixel that was copied nine times gets the sum of nine.",
             "As matrices Y = P W, so dP = G W^T: (N*OH*OW, F) times (F, KH*KW*C). See it as (N, OH, OW, KH, KW, C).",
-            "Begin with zeros of the padded size. For each place (a, b) in the kernel, the entries dP[:, :, :, a, b] "
+            "Start with zeros of the padded size. For each place (a, b) in the kernel, the entries dP[:, :, :, a, b] "
             "belong to the pixels\n\n"
             "    padded[:, a : a + stride * oh : stride, b : b + stride * ow : stride]\n\n"
             "Add them there: +=.",
-            "At the end cut the border off, `padding` pixels on each side. With padding 0 the slice padding:-padding "
+            "At the end cut off the border, `padding` pixels on each side. With padding 0 the slice padding:-padding "
             "is empty; padding : padding + h is safe.",
         ),
         cases=input_gradient_cases,

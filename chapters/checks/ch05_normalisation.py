@@ -1,9 +1,10 @@
-"""What the exercises of chapter 5 must do, and hints."""
+"""The checks of chapter 5's exercises, and their hints."""
 
 import numpy as np
 
 from minires import norm, optim
-from minires.course.exercises import Exercise, Mistake
+from minires.course.compare import Mistake
+from minires.course.exercises import Exercise
 from minires.tensor import Tensor
 
 
@@ -31,7 +32,7 @@ def run_clip(clip_by_norm, gradients, max_norm):
     if unchanged and isinstance(got, tuple | list) and got and isinstance(got[0], tuple | list):
         if any(new is old for new, old in zip(got[0], gradients, strict=False)):
             raise Mistake(
-                "it returns an array that it was given: expected new arrays, also where nothing is clipped; "
+                "it returns an array that it was given; expected new arrays, even where nothing is clipped: "
                 "g * 1.0 is a new one"
             )
     return got
@@ -53,10 +54,10 @@ def shapes():
     yield "gamma 1 and beta 0", (5, 3), 0.0, np.float64, 1e-5
     yield "other gamma and beta", (5, 3), 0.0, np.float64, 1e-5
     yield "as many examples as channels", (4, 4), 0.0, np.float64, 1e-5
-    yield "pictures", (2, 3, 4, 5), 0.0, np.float64, 1e-5
+    yield "images", (2, 3, 4, 5), 0.0, np.float64, 1e-5
     yield "numbers far from zero", (3, 2, 4, 3), 4.0, np.float64, 1e-5
     yield "a large eps", (2, 3, 2, 3), 1.0, np.float64, 0.5
-    yield "one picture", (1, 3, 4, 2), 1.0, np.float64, 1e-5
+    yield "one image", (1, 3, 4, 2), 1.0, np.float64, 1e-5
     yield "float32", (3, 4, 2, 3), 1.0, np.float32, 1e-5
 
 
@@ -89,7 +90,7 @@ def backward_cases():
 
 
 def run_backward(answer, grad, x, gamma, eps=1e-5):
-    """Name the three mistakes that are made most."""
+    """Name the three most common mistakes."""
     got = answer(grad, x, gamma, eps)
     axes = tuple(range(x.ndim - 1))
     s = 1 / np.sqrt(x.var(axis=axes) + eps)
@@ -97,8 +98,8 @@ def run_backward(answer, grad, x, gamma, eps=1e-5):
     mean, along = grad.mean(axis=axes), xhat * (grad * xhat).mean(axis=axes)
     places = x.size // x.shape[-1] // len(x)
     for what, dx in (
-        ("dx lacks the third term, the one with xhat: the variance depends on x too", grad - mean),
-        ("dx lacks the second and third term: mean and variance depend on x too", grad),
+        ("the third term of dx is missing, the one with xhat: the variance depends on x too", grad - mean),
+        ("the second and third term of dx are missing: mean and variance depend on x too", grad),
         ("dx is divided by N where M = N*H*W numbers were summed", grad - places * (mean + along)),
     ):
         wrong = gamma * s * dx
@@ -122,9 +123,9 @@ def running_cases():
     yield "one batch, then evaluation", ([normal(4, 3, mean=2)], normal(2, 3, seed=9), 0.1)
     yield "several batches", ([normal(4, 3, seed=k, mean=k) for k in range(3)], normal(2, 3, seed=9), 0.1)
     yield "another momentum", ([normal(4, 3, seed=k, mean=k) for k in range(3)], normal(2, 3, seed=9), 0.4)
-    yield "pictures", ([normal(2, 3, 4, 3, seed=k, std=3) for k in range(2)], normal(2, 3, 4, 3, seed=9), 0.1)
+    yield "images", ([normal(2, 3, 4, 3, seed=k, std=3) for k in range(2)], normal(2, 3, 4, 3, seed=9), 0.1)
     batches = [normal(3, 2, 2, 3, seed=k, mean=1) for k in range(2)]
-    yield "one picture to test on", (batches, normal(1, 2, 2, 3, seed=9), 0.1)
+    yield "one image to test on", (batches, normal(1, 2, 2, 3, seed=9), 0.1)
     test = normal(2, 2, 2, 3, seed=9)
     yield "other gamma and beta", (batches, test, 0.1, 1e-5, normal(3, seed=1, mean=2), normal(3, seed=2))
     yield "a large eps", (batches, test, 0.1, 0.5)
@@ -140,7 +141,7 @@ def run_running(BatchNorm, batches, test, momentum, eps=1e-5, gamma=None, beta=N
     layer.training = False
     evaluated = layer.forward(test)
     if not (np.array_equal(mean, layer.running_mean) and np.array_equal(var, layer.running_var)):
-        raise Mistake("the running statistics changed in evaluation mode: there they are constants")
+        raise Mistake("the running statistics changed in evaluation mode, where they are constants")
     return trained[-1], mean, var, evaluated
 
 
@@ -159,11 +160,13 @@ EXERCISES = [
         number="5.1",
         name="clip_by_norm",
         title="gradient clipping by the norm of all gradients",
+        level=1,
+        lines=3,
         hints=(
             "Think of all gradients as one long vector. It keeps its direction, so every number in it is multiplied by "
             "the same factor.",
             "The norm is the root of the sum of all squares, over all arrays. (The sum of the arrays' norms is "
-            "something else.) The factor is max_norm / norm, but never more than 1: clipping does not make gradients "
+            "not the same.) The factor is max_norm / norm, but never more than 1: clipping does not make gradients "
             "longer.",
             "    norm = float(np.sqrt(sum((g * g).sum() for g in gradients)))\n"
             "    scale = ... if norm > max_norm else 1.0\n"
@@ -179,6 +182,8 @@ EXERCISES = [
         number="5.2",
         name="batch_norm_training",
         title="batch norm, forward",
+        level=2,
+        lines=6,
         hints=(
             "Write the table of section 4 for a (5, 3) array first: each column gets its own mean and variance. Then "
             "ask which axes are averaged for (N, H, W, C).",
@@ -187,7 +192,7 @@ EXERCISES = [
             "    centred = x - x.mean(axis=axes)\n"
             "    var = (centred * centred).mean(axis=axes)\n"
             "    xhat = centred / np.sqrt(... + eps)\n\n"
-            "eps stands inside the root. Return three things: y, mean, var.",
+            "eps is inside the root. Return three things: y, mean, var.",
         ),
         cases=norm_cases,
         reference=batch_norm_reference,
@@ -198,6 +203,8 @@ EXERCISES = [
         number="5.3",
         name="BatchNorm",
         title="running statistics, training and evaluation mode",
+        level=2,
+        lines=9,
         hints=(
             "Two modes, two sources of mean and variance: the batch in training, memory in evaluation. Only training "
             "changes the memory.",
@@ -215,10 +222,12 @@ EXERCISES = [
     Exercise(
         number="5.4",
         name="batch_norm_backward",
-        title="the fused way back",
+        title="batch norm, backward, in one formula",
+        level=2,
+        lines=8,
         hints=(
-            "The formula is in the docstring; what has to be found is what each letter is as an array. Which have the "
-            "shape of x, which are (C,)?",
+            "The formula is in the docstring; find out what each letter is as an array. Which have the shape of x, "
+            "which are (C,)?",
             "s, dgamma, dbeta and gamma are (C,). xhat and grad have the shape of x. Sums run over all axes but the "
             "last, and M = x.size // x.shape[-1] is how many numbers they have: N*H*W, not N.",
             "    axes = tuple(range(x.ndim - 1))\n"
@@ -236,6 +245,8 @@ EXERCISES = [
         number="5.5",
         name="layer_norm",
         title="layer norm, forward",
+        level=1,
+        lines=4,
         hints=(
             "The same formula as batch norm's, along the other axis: each row of the table, not each column.",
             "Mean and variance are taken over axis -1, the channels. There is one of each for every position, so they "

@@ -1,10 +1,11 @@
-"""What the exercises of chapter 6 must do, and hints."""
+"""The checks of chapter 6's exercises, and their hints."""
 
 import numpy as np
 
 from minires import Tensor, build, cross_entropy
 from minires.conv import conv2d_naive
-from minires.course.exercises import Exercise, Mistake
+from minires.course.compare import Mistake
+from minires.course.exercises import Exercise
 from minires.nn import Conv2d
 from minires.norm import batch_norm
 
@@ -78,11 +79,11 @@ def gradient_norms_cases():
     yield "a residual net", (net_for("resnet14"), *batch(4, 8))
     yield "a net with projections", (net_for("resnet14", shortcut="B"), *batch(3, 12))
     yield "a net in evaluation mode", (net_for("plain8").eval(), *batch(2, 8))
-    yield "a net that holds gradients of another batch", (used(net_for("plain8")), *batch(4, 8))
+    yield "a net with gradients of another batch", (used(net_for("plain8")), *batch(4, 8))
 
 
 def gradient_norms_reference(net, x, y):
-    """By module, from dL/dw found in a net that is fresh."""
+    """By module, after forgetting old gradients."""
     net.zero_grad()
     cross_entropy(net(Tensor(x)), y).backward()
     return np.array([np.linalg.norm(m.weight.grad) for _, m in net.modules() if isinstance(m, Conv2d)], np.float64)
@@ -146,9 +147,7 @@ def identity_norm_run(answer, x, eps=1e-5):
     """The four arrays, and what batch norm does with them."""
     got = answer(x, eps)
     if isinstance(got, tuple | list) and len({id(part) for part in got}) < len(got):
-        raise Mistake(
-            "two of the four are one and the same array: who changes one would change the other, so return a copy"
-        )
+        raise Mistake("two of the four are the same array: a change of one would change the other, so return a copy")
     return got
 
 
@@ -157,11 +156,13 @@ EXERCISES = [
         number="6.1",
         name="plain_layers",
         title="the convolutions of a plain net",
+        level=2,
+        lines=11,
         hints=(
-            "Begin with plain-8: n = 1. Write its seven convolutions down by hand, line by line, before you write any "
-            "code: channels in, channels out, stride, height of the output.",
-            "depth = 6n + 2, so n = (depth - 2) // 6. A stage has n blocks of two convolutions: 2n. What one layer "
-            "puts out is what the next one takes in, also from stage to stage.",
+            "Start with plain-8: n = 1. Write down its seven convolutions by hand, line by line, before any code: "
+            "channels in, channels out, stride, height of the output.",
+            "depth = 6n + 2, so n = (depth - 2) // 6. A stage has n blocks of two convolutions: 2n. The output "
+            "channels of one layer are the input channels of the next, from stage to stage too.",
             "    layers = [(3, width, 1, size)]\n"
             "    for each of the three stages:\n"
             "        for each of its 2n convolutions:\n"
@@ -177,10 +178,12 @@ EXERCISES = [
         number="6.2",
         name="verdict",
         title="overfitting, degradation, or neither",
+        level=1,
+        lines=5,
         hints=(
-            "Which of the four numbers tells whether a net can fit the images that it is shown? Ask that first.",
-            "Degradation is about training errors alone. If the training error went up with depth, the test error has "
-            "nothing more to say: a net that can't fit its training images has not overfitted them.",
+            "Which of the four numbers says whether a net can fit the images that it is shown? Ask that first.",
+            "Degradation is about training errors alone. If the training error went up with depth, the test error "
+            "no longer matters: a net that can't fit its training images has not overfitted them.",
             "    if deep's training error > shallow's: ...\n"
             "    if deep's test error > shallow's: ...\n"
             "    otherwise ...\n\n"
@@ -194,6 +197,8 @@ EXERCISES = [
         number="6.3",
         name="gradient_norms",
         title="how much gradient arrives in each layer",
+        level=2,
+        lines=4,
         hints=(
             "Four steps: forget old gradients, loss, backward, and then read each layer's gradient.",
             "The norm is that of all the numbers of the layer's gradient, as if they were one long vector: square, "
@@ -212,11 +217,13 @@ EXERCISES = [
         number="6.4",
         name="identity_kernel",
         title="a convolution that changes nothing",
+        level=2,
+        lines=3,
         hints=(
             "An output pixel is a sum over its window, weight times number. Which weights must be 1, and which 0, for "
             "the sum to be the pixel in the middle of the window, of the same channel?",
-            "All is 0 but the middle of the kernel. There stands a matrix from channels in to channels out that gives "
-            "each channel to itself.",
+            "All is 0 but the middle of the kernel. In the middle is a matrix from channels in to channels out that "
+            "maps each channel to itself.",
             "    kernel = np.zeros((size, size, channels, channels), np.float32)\n"
             "    kernel[middle, middle] = ...     # np.eye makes the identity matrix",
         ),
@@ -228,13 +235,15 @@ EXERCISES = [
         number="6.5",
         name="identity_norm",
         title="a batch norm that changes nothing",
+        level=2,
+        lines=5,
         hints=(
-            "Batch norm takes the mean away and divides by a root. gamma and beta can undo both.",
+            "Batch norm subtracts the mean and divides by a root. gamma and beta can undo both.",
             "Set y = x in the formula and solve: what must gamma be so that it cancels the division, what must beta be "
-            "so that it brings the mean back?",
+            "so that it restores the mean?",
             "gamma = sqrt(var + eps), eps and all; beta = mean; and the running statistics are mean and var, so that "
             "evaluation does what training does.",
-            "mean and var of each channel run over the axes (0, 1, 2). x.var() is the biased variance, as wanted. "
+            "mean and var of each channel run over the axes (0, 1, 2). x.var() is the biased variance. "
             "np.sqrt(...).astype(x.dtype) keeps float32.",
         ),
         cases=identity_norm_cases,

@@ -1,10 +1,11 @@
-"""What the exercises of chapter 7 must do, and hints."""
+"""The checks of chapter 7's exercises, and their hints."""
 
 import numpy as np
 
 from minires import Tensor
 from minires.conv import conv2d
-from minires.course.exercises import Exercise, Mistake
+from minires.course.compare import Mistake
+from minires.course.exercises import Exercise
 from minires.functional import relu, subsample_and_pad
 from minires.nn import Conv2d
 from minires.norm import batch_norm_simple
@@ -72,7 +73,7 @@ def option_a_run(answer, x, stride, channels):
     """The result; it must not be a view of x, into which somebody may write."""
     y = answer(x, stride, channels)
     if isinstance(y, np.ndarray) and np.shares_memory(x, y):
-        raise Mistake("the result is a view of x, not a new array: who writes into one changes the other")
+        raise Mistake("the result is a view of x, not a new array: writing into one would change the other")
     return y
 
 
@@ -164,14 +165,14 @@ def block_cases():
 
 
 def block_reference(x, conv1, bn1, conv2, bn2, shortcut=None):
-    """In arrays, with the sum last."""
+    """With arrays, the sum last."""
     h = np.maximum(bn1(conv1(x)).data, 0)
     f = bn2(conv2(Tensor(h))).data
     return Tensor(np.maximum((shortcut(x) if shortcut else x).data + f, 0))
 
 
 def block_run(answer, x, *layers):
-    """The result, after a look at how often each layer was called, and at whether a gradient finds its way back."""
+    """The result, after checks that each layer was called once and that a gradient reaches the first."""
     given = [layer for layer in layers if layer]
     for layer in given:
         layer.calls = 0
@@ -184,7 +185,7 @@ def block_run(answer, x, *layers):
             y.backward(np.ones(y.shape))
         if layers[0].layer.weight.grad is None:
             raise Mistake(
-                "no gradient finds its way back from y to conv1: an array (.data) was taken out of a Tensor, "
+                "no gradient gets back from y to conv1: an array (.data) was taken out of a Tensor, "
                 "so that the layers before it would never learn"
             )
     return y
@@ -194,12 +195,14 @@ EXERCISES = [
     Exercise(
         number="7.1",
         name="residual_backward",
-        title="the way back through y = x + F(x)",
+        title="the backward pass of y = x + F(x)",
+        level=2,
+        lines=7,
         hints=(
             "x is used twice: once in the sum, once in F. Two gradients arrive at x. What happens to gradients that "
             "meet?",
-            "Compute forward again, and keep a = x w1 and h = relu(a). Then walk back from y: y = x + h w2. The sum "
-            "hands grad to both sides.",
+            "Compute forward again, and keep a = x w1 and h = relu(a). Then go backward from y: y = x + h w2. The sum "
+            "passes grad to both sides.",
             "    dw2 = h^T grad          dh = grad w2^T          da = dh where a > 0, else 0\n"
             "    dw1 = x^T da            and F's share for x: da w1^T",
             "    dx = grad + da @ w1.T\n\n"
@@ -214,10 +217,12 @@ EXERCISES = [
         number="7.2",
         name="option_a",
         title="a shortcut without parameters",
+        level=2,
+        lines=5,
         hints=(
             "Two steps: leave pixels out, then make room for channels. Neither needs a number that is learned.",
-            "A slice start:stop:step takes every step-th entry: x[:, ::stride, ::stride]. It also rounds up as wanted.",
-            "Begin with an array of zeros of the final shape, in x's dtype, and write the pixels that were kept into "
+            "A slice start:stop:step takes every step-th entry: x[:, ::stride, ::stride]. It also rounds up.",
+            "Start with an array of zeros of the final shape, in x's dtype, and write the pixels that were kept into "
             "the middle channels.",
             "    front = (channels - C) // 2\n    y[..., front : front + C] = kept",
         ),
@@ -228,10 +233,12 @@ EXERCISES = [
     Exercise(
         number="7.3",
         name="option_a_backward",
-        title="its way back",
+        title="option A, backward",
+        level=2,
+        lines=4,
         hints=(
-            "Each number of x that was kept stands once in the result, unchanged. So its gradient is ... ? And that of "
-            "a number that was left out?",
+            "Each number of x that was kept is in the result once, unchanged. So its gradient is ... ? And that of a "
+            "number that was left out?",
             "Forward: y[..., front : front + C] = x[:, ::stride, ::stride]. Backward is the same line read from right "
             "to left, into an array of zeros.",
             "    dx = zeros of the given shape, dtype of grad\n"
@@ -246,6 +253,8 @@ EXERCISES = [
         number="7.4",
         name="projection",
         title="a shortcut with parameters",
+        level=2,
+        lines=4,
         hints=(
             "A 1x1 convolution looks at one pixel at a time and mixes its channels. With a stride it looks at every "
             "stride-th pixel only.",
@@ -261,10 +270,12 @@ EXERCISES = [
         number="7.5",
         name="block_forward",
         title="a basic block, put together",
+        level=1,
+        lines=4,
         hints=(
-            "Write F first, from the inside out. Then what stands on the shortcut. Then the sum. What comes last?",
-            "There are two ReLUs: one between the two convolutions, one behind the sum. None stands on F just before "
-            "the sum: F must be able to say less than zero.",
+            "Write F first, from the inside out. Then the shortcut. Then the sum. What comes last?",
+            "There are two ReLUs: one between the two convolutions, one after the sum. There is none on F just before "
+            "the sum: F must be able to go below zero.",
             "    h = relu(bn1(conv1(x)))\n"
             "    h = bn2(conv2(h))\n"
             "    s = x if shortcut is None else shortcut(x)\n"

@@ -1,11 +1,12 @@
-"""What the exercises of chapter 8 must do, and hints."""
+"""The checks of chapter 8's exercises, and their hints."""
 
 import numpy as np
 
 from minires import functional, optim
+from minires.course.compare import Mistake
+from minires.course.exercises import Exercise
 from minires.data import Normalise
 from minires.data.augment import augment
-from minires.course.exercises import Exercise, Mistake
 from minires.tensor import Tensor
 
 # ---- 8.1
@@ -24,7 +25,7 @@ def rate_cases():
     yield "an odd total, the step where it falls again", (8, 11)
     yield "the last step of a warm-up", (399, 64_000, 0.1, 400)
     yield "another lr, in a warm-up", (3, 1000, 0.3, 10)
-    yield "the first step behind a warm-up", (400, 64_000, 0.1, 400)
+    yield "the first step after a warm-up", (400, 64_000, 0.1, 400)
     yield "a fall after a warm-up", (32_000, 64_000, 0.1, 400)
     yield "just before a fall, after a warm-up", (47_999, 64_000, 0.1, 400)
 
@@ -35,7 +36,7 @@ def rate_reference(step, total, lr=0.1, warmup=0):
 
 
 def run_rate(answer, step, total, lr=0.1, warmup=0):
-    """Say which of the three rates came, and which was wanted."""
+    """Name the rate that was returned, and the expected one."""
     got, wanted = answer(step, total, lr, warmup), rate_reference(step, total, lr, warmup)
     for rate in (lr, lr / 10, lr / 100):
         if isinstance(got, float) and np.isclose(got, rate) and not np.isclose(got, wanted):
@@ -63,7 +64,7 @@ def crop_cases():
 
 
 class Drawn:
-    """Stands in for a random generator, and draws what it was told."""
+    """Replaces a random generator, and draws given numbers."""
 
     def __init__(self, top, left, flip):
         self.top, self.left, self.flip = top, left, flip
@@ -80,13 +81,13 @@ def crop_reference(x, top, left, flip):
 
 
 def run_crop(answer, x, top, left, flip):
-    """Name the two mistakes that are made most."""
+    """Name the two most common mistakes."""
     before, wanted = x.copy(), crop_reference(x, top, left, flip)
     got = answer(x, top, left, flip)
     mirrored = np.where(flip, 8 - left, left)
     for what, offsets in (
         ("the padded image was mirrored, and only then cut at `left`: cut first", (top, mirrored)),
-        ("top and left are exchanged: top counts rows, left counts columns", (left, top)),
+        ("top and left are swapped: top counts rows, left counts columns", (left, top)),
     ):
         wrong = crop_reference(before, *offsets, flip)
         if np.shape(got) == wrong.shape and np.array_equal(got, wrong) and not np.array_equal(wrong, wanted):
@@ -121,7 +122,7 @@ def normalise_cases():
 
 
 def run_normalise(answer, images, train_images):
-    """Name the mistake that matters most here."""
+    """Name the mistake that matters most."""
     got = answer(images, train_images)
     if not np.array_equal(images, train_images) and np.shape(got) == images.shape:
         both = np.concatenate([images, train_images])
@@ -166,7 +167,7 @@ def batches_reference(logits, labels):
 
 
 def run_batches(answer, logits, labels):
-    """Name the mistake that is made most, part by part."""
+    """Name the most common mistake, part by part."""
     got = answer(logits, labels)
     each = [batches_reference([z], [y]) for z, y in zip(logits, labels, strict=True)]
     wanted = batches_reference(logits, labels)
@@ -195,12 +196,12 @@ def confusion_reference(labels, guesses, classes):
 
 
 def run_confusion(answer, labels, guesses, classes):
-    """Name the mistakes that a general pattern would not fit."""
+    """Name the mistakes that no general pattern fits."""
     got, wanted = answer(labels, guesses, classes), confusion_reference(labels, guesses, classes)
     right = np.diag(np.diag(wanted))
     for what, wrong in (
-        ("a cell that is named more than once was counted once only", np.minimum(wanted, 1)),
-        ("only the right answers are counted: the mistakes beside the diagonal are missing", right),
+        ("a cell that is indexed more than once was counted only once", np.minimum(wanted, 1)),
+        ("only the right answers are counted: the mistakes off the diagonal are missing", right),
         ("only the mistakes are counted: the right answers on the diagonal are missing", wanted - right),
     ):
         if np.shape(got) == wrong.shape and np.array_equal(got, wrong) and not np.array_equal(wrong, wanted):
@@ -213,9 +214,11 @@ EXERCISES = [
         number="8.1",
         name="learning_rate",
         title="the paper's schedule, with warm-up",
+        level=1,
+        lines=7,
         hints=(
             "A staircase with three steps, and in front of it a small one for the warm-up. Ask the questions in the "
-            "order in which the steps come.",
+            "order of the steps.",
             "`step < total // 2` is the last question to which the answer is lr: step total // 2 itself has the lower "
             "rate already. Write // for whole numbers: with total = 9 the rate falls at step 4.",
             "    if step < warmup:\n        return lr / 10\n    if step < total // 2:\n        return lr\n"
@@ -230,12 +233,14 @@ EXERCISES = [
         number="8.2",
         name="crop_and_flip",
         title="augmentation: shifted crops and mirror images",
+        level=3,
+        lines=7,
         hints=(
-            "Three things one after the other: a larger array of zeros with the images in its middle; a window of the "
-            "old size, at a place of its own for each image; some windows mirrored.",
+            "Three things in turn: a larger array of zeros with the images in its middle; a window of the old size, "
+            "at a different place for each image; some windows mirrored.",
             "A loop over the images is fine to begin with: padded[n, top[n] : top[n] + h, left[n] : left[n] + w]. "
-            "Mirroring is [:, ::-1] of one image (H, W, C): rows stay, columns turn round. Flip what was cut out, not "
-            "the padded image: that would move the window.",
+            "Mirroring is [:, ::-1] of one image (H, W, C): rows stay, columns are reversed. Flip the crop, not the "
+            "padded image: that would move the window.",
             "    padded = np.zeros((n, h + 8, w + 8, c), x.dtype)\n    padded[:, 4:-4, 4:-4] = x\n"
             "    out = np.empty_like(x)\n    for i in range(n):\n"
             "        crop = padded[i, top[i] : top[i] + h, ...]\n"
@@ -250,14 +255,16 @@ EXERCISES = [
     Exercise(
         number="8.3",
         name="normalise",
-        title="mean and standard deviation of each channel, from training images only",
+        title="by the training images' mean and standard deviation",
+        level=1,
+        lines=3,
         hints=(
-            "Two arrays come in, with two different jobs: one is measured, the other is changed.",
+            "The two arrays have different jobs: one is measured, the other is normalised.",
             "A channel's statistics run over images, rows and columns: axis=(0, 1, 2). They have shape (C,), and that "
             "broadcasts over the last axis of the images by itself.",
             "    mean = train_images.mean(axis=(0, 1, 2))\n    std = ...\n"
             "    return ((images - mean) / np.maximum(std, 1)).astype(np.float32)\n\n"
-            "np.mean of uint8 counts in float64, so nothing overflows; images - mean is float64 too, for mean is.",
+            "np.mean of uint8 counts in float64, so nothing overflows; images - mean is float64 too, because mean is.",
         ),
         cases=normalise_cases,
         reference=normalise_reference,
@@ -267,7 +274,9 @@ EXERCISES = [
     Exercise(
         number="8.4",
         name="loss_and_accuracy",
-        title="over batches of unequal size",
+        title="means over batches of unequal size",
+        level=2,
+        lines=6,
         hints=(
             "A batch of 3 images must not count as much as a batch of 8. Add up over images, and divide once, at the "
             "end.",
@@ -286,12 +295,14 @@ EXERCISES = [
     Exercise(
         number="8.5",
         name="confusion_matrix",
-        title="which class is taken for which",
+        title="which class is mistaken for which",
+        level=2,
+        lines=3,
         hints=(
-            "A table of zeros; every image adds 1 to one cell. The row is what the image is, the column is what the "
-            "net says.",
-            "matrix[labels, guesses] += 1 looks right and is not: where the same cell is named twice, NumPy adds only "
-            "once. np.add.at adds each time; np.bincount counts how often each whole number occurs.",
+            "A table of zeros; every image adds 1 to one cell. The row is the true class, the column is the "
+            "net's answer.",
+            "matrix[labels, guesses] += 1 looks right and is not: where the same cell is indexed twice, NumPy adds "
+            "only once. np.add.at adds each time; np.bincount counts how often each whole number occurs.",
             "    matrix = np.zeros((classes, classes), int)\n    np.add.at(matrix, (labels, guesses), 1)\n\n"
             "or, with one number for each pair:\n\n"
             "    np.bincount(labels * classes + guesses, minlength=...).reshape(classes, classes)",

@@ -1,11 +1,12 @@
-"""What the exercises of chapter 9 must do, and hints."""
+"""The checks of chapter 9's exercises, and their hints."""
 
 from types import SimpleNamespace
 
 import numpy as np
 
 from minires.conv import conv2d
-from minires.course.exercises import Exercise, Mistake
+from minires.course.compare import Mistake
+from minires.course.exercises import Exercise
 from minires.nn import Conv2d
 from minires.norm import batch_norm
 from minires.resnet import Bottleneck
@@ -24,7 +25,7 @@ def multiply_adds_cases():
     yield "one pixel, one channel in, one out", (1, 1, 1, 1, 1)
     yield "a 1x1 kernel", (4, 4, 3, 5, 1)
     yield "a 3x3 kernel with padding 1", (8, 8, 3, 5, 3, 1, 1)
-    yield "a picture that is not square", (8, 6, 3, 5, 3, 1, 1)
+    yield "an image that is not square", (8, 6, 3, 5, 3, 1, 1)
     yield "no padding", (9, 7, 3, 5, 3)
     yield "stride 2", (32, 24, 16, 32, 3, 2, 1)
     yield "stride 2, a pixel left over", (7, 5, 16, 32, 1, 2)
@@ -59,7 +60,7 @@ def block_parameters_reference(c_in, width, stride=1):
 def bottleneck_cases():
     yield "the identity on the shortcut", (normal(4, 4, 4, 8), 2, 1, "B", True)
     yield "one image", (normal(1, 4, 4, 8), 2, 1, "B", True)
-    yield "pictures that are not square", (normal(3, 4, 6, 8), 2, 1, "B", True)
+    yield "images that are not square", (normal(3, 4, 6, 8), 2, 1, "B", True)
     yield "channels change, a projection", (normal(3, 4, 6, 5), 2, 1, "B", True)
     yield "stride 2, a projection", (normal(3, 4, 6, 5), 2, 2, "B", True)
     yield "stride 2, option A", (normal(3, 4, 6, 5), 2, 2, "A", True)
@@ -68,7 +69,7 @@ def bottleneck_cases():
 
 
 def made(x, width, stride, option, training):
-    """A block whose norms are not as they begin, each of its own."""
+    """A block whose norms differ from each other and from new ones."""
     block = Bottleneck(x.shape[-1], width, stride, option, np.random.default_rng(1)).astype(x.dtype)
     rng = np.random.default_rng(2)
     for name, module in block.modules():
@@ -82,12 +83,12 @@ def made(x, width, stride, option, training):
 
 
 def forward_and_backward(forward, x, block):
-    """The output, the gradients for x and for the first weight, and what became of a norm's running mean."""
+    """The output, the gradients for x and for the first weight, and a norm's running mean afterwards."""
     image = Tensor(x, requires_grad=True)
     y = forward(image, block)
     if isinstance(y, Tensor):
         if not y.requires_grad:
-            raise Mistake("no gradient finds its way back from y: an array (.data) was taken out of a Tensor")
+            raise Mistake("no gradient gets back from y: an array (.data) was taken out of a Tensor")
         y.backward(normal(*y.shape, seed=3, dtype=y.dtype))
     return y, image.grad, block.conv1.weight.grad, block.bn3.running_mean
 
@@ -98,10 +99,8 @@ def bottleneck_reference(x, width, stride, option, training):
 
 def run_bottleneck(answer, x, width, stride, option, training):
     block = made(x, width, stride, option, training)
-    layers = SimpleNamespace(
-        **{name: getattr(block, name) for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample")}
-    )
-    return forward_and_backward(answer, x, layers)
+    names = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "shortcut")
+    return forward_and_backward(answer, x, SimpleNamespace(**{name: getattr(block, name) for name in names}))
 
 
 # ---- 9.4
@@ -148,7 +147,7 @@ def fold_cases():
 
 
 def fold_reference(w, gamma, beta, mean, var, eps):
-    """Asked of the layers themselves: what they make of nothing, and of a 1 in one place."""
+    """From the layers themselves: their output for zeros, and for a 1 in one place."""
     kh, kw, c, _ = w.shape
 
     def layers(x):
@@ -163,7 +162,9 @@ EXERCISES = [
     Exercise(
         number="9.1",
         name="multiply_adds",
-        title="of a convolution",
+        title="the multiply-adds of a convolution",
+        level=1,
+        lines=3,
         hints=(
             "How many numbers come out? And how many products is each of them the sum of?",
             "oh * ow * f numbers come out. Each looks at a patch of kernel * kernel pixels, and at all c channels of "
@@ -178,10 +179,12 @@ EXERCISES = [
     Exercise(
         number="9.2",
         name="block_parameters",
-        title="of a bottleneck, its norms and its projection",
+        title="the parameters of a bottleneck",
+        level=2,
+        lines=7,
         hints=(
             "Write the shape (KH, KW, C, F) of each of the three weights, and count their numbers. Then the norms: two "
-            "numbers for each channel that comes out of a convolution.",
+            "numbers for each output channel of a convolution.",
             "    c_in * width + 3 * 3 * width * width + width * (4 * width)\n    2 * (width + width + 4 * width)",
             "The shortcut has a convolution and a norm of its own if stride != 1 or c_in != 4 * width. Its weight is "
             "(1, 1, c_in, 4 * width); the stride changes nothing about the number of weights.",
@@ -195,15 +198,15 @@ EXERCISES = [
         number="9.3",
         name="bottleneck_forward",
         title="a bottleneck from its layers",
+        level=1,
+        lines=4,
         hints=(
             "Three times convolution and norm. A ReLU follows the first and the second norm at once, the third only "
             "when the shortcut has been added.",
-            "h = block.bn1(block.conv1(x), relu=True), and so on. The last norm has no relu=True: its numbers must be "
-            "able to lower what the shortcut brings.",
-            "The shortcut begins at x, not at h. Where block.downsample is None it is x itself.",
-            "    h = block.bn3(block.conv3(h))\n"
-            "    shortcut = x if block.downsample is None else block.downsample(x)\n"
-            "    return add_relu(...)",
+            "h = relu(block.bn1(block.conv1(x))), and so on. The last norm has no ReLU of its own: its numbers must be "
+            "able to lower what the shortcut adds.",
+            "The shortcut starts at x, not at h.",
+            "    h = block.bn3(block.conv3(h))\n    return relu(h + ...)",
         ),
         cases=bottleneck_cases,
         reference=bottleneck_reference,
@@ -213,13 +216,15 @@ EXERCISES = [
     Exercise(
         number="9.4",
         name="from_torch",
-        title="a weight in PyTorch's layout, turned into ours",
+        title="a weight from PyTorch's layout to ours",
+        level=2,
+        lines=5,
         hints=(
-            "No number changes; each gets another address. The number at [f, c, i, j] of PyTorch's must stand at "
-            "[i, j, c, f] of ours.",
-            "That is what transpose does. A reshape gives the right shape as well, but deals the numbers out in the "
-            "order of memory.",
-            "    w.transpose(a, b, c, d)\n\nputs old axis a in front. Ours begins with KH, which is PyTorch's axis 2.",
+            "No number changes; each gets a new address. The number at [f, c, i, j] in PyTorch goes to [i, j, c, f] in "
+            "ours.",
+            "That is what transpose does. A reshape gives the right shape as well, but fills it in the order of "
+            "memory.",
+            "    w.transpose(a, b, c, d)\n\nputs old axis a first. Ours starts with KH, which is PyTorch's axis 2.",
             "Two axes: w.T. One axis: w as it is. Ask w.ndim.",
         ),
         cases=from_torch_cases,
@@ -229,11 +234,13 @@ EXERCISES = [
     Exercise(
         number="9.5",
         name="fold",
-        title="a norm put into the convolution before it",
+        title="a norm folded into the convolution before it",
+        level=2,
+        lines=2,
         hints=(
             "With s = gamma / sqrt(var + eps), the right side is s (conv(x, w) - mean) + beta. Multiply out: what "
-            "stands before x, and what stands alone?",
-            "A convolution is linear in its weight: s conv(x, w) = conv(x, s w), channel by channel. What stands alone "
+            "multiplies x, and what is left over?",
+            "A convolution is linear in its weight: s conv(x, w) = conv(x, s w), channel by channel. What is left over "
             "is the bias.",
             "    w2 = w * s        (the last axis of w is F, so the shapes fit as they are)\n    b2 = beta - ... * s",
         ),

@@ -1,10 +1,11 @@
-"""What the exercises of chapter 10 must do, and hints."""
+"""The checks of chapter 10's exercises, and their hints."""
 
 import numpy as np
 
-from minires.devices import strict
 from minires.backend import device_of, to_device, to_host
-from minires.course.exercises import Exercise, Mistake
+from minires.course.compare import Mistake
+from minires.course.exercises import Exercise
+from minires.devices import strict
 
 
 def on(device, *arrays):
@@ -12,17 +13,17 @@ def on(device, *arrays):
 
 
 def stays(result, made, device):
-    """The result on the host, if it is an array of the device and nothing has crossed over on the way."""
+    """The result on the host, if it is an array of the device and nothing was copied between device and host."""
     if result is None or isinstance(result, bool | int | float | str):
         return result
     if device != "cpu" and made.downloads:
         names = ", ".join(made.downloads)
-        raise Mistake(f"it takes an array from the device to the host ({names}); stay on the device")
+        raise Mistake(f"it copies an array from the device to the host ({names}); stay on the device")
     if device != "cpu" and made.uploads:
         names = ", ".join(made.uploads)
-        raise Mistake(f"it takes an array from the host to the device ({names}); make it there")
+        raise Mistake(f"it copies an array from the host to the device ({names}); make it there")
     if device_of(result) != device:
-        raise Mistake(f"the result lies on {device_of(result)}, expected {device}, where the input lies")
+        raise Mistake(f"the result is on {device_of(result)}, expected {device}, where the input is")
     return to_host(result)
 
 
@@ -88,7 +89,7 @@ def intensity_cases():
     yield "a 1x1 kernel", (8, 8, 16, 16, 1)
     yield "a 3x3 kernel", (8, 8, 16, 16, 3)
     yield "other channels out than in", (8, 8, 64, 16, 3)
-    yield "a picture that is not square", (8, 4, 16, 24, 3)
+    yield "an image that is not square", (8, 4, 16, 24, 3)
     yield "several images", (8, 4, 16, 24, 3, 32)
 
 
@@ -152,9 +153,11 @@ EXERCISES = [
     Exercise(
         number="10.1",
         name="smooth_targets",
-        title="a NumPy function for every array library",
+        title="a NumPy function made to run on every array library",
+        level=2,
+        lines=4,
         hints=(
-            "Which lines of smooth_targets_on_the_host make a new array? Those lie on the host, whatever labels is.",
+            "Which lines of smooth_targets_on_the_host create a new array? It is on the host, wherever labels is.",
             "xp = array_module(labels) is numpy or the device's library. It has the same functions by the same names.",
             "    xp = array_module(labels)\n    targets = xp.full(...)\n    targets[xp.arange(...), labels] += ...",
         ),
@@ -166,11 +169,13 @@ EXERCISES = [
     Exercise(
         number="10.2",
         name="entropy",
-        title="a keyword that CuPy lacks",
+        title="another one, with a keyword that CuPy does not have",
+        level=2,
+        lines=3,
         hints=(
-            "Where p is 0 the logarithm is minus infinity, and 0 times that is NaN. Don't repair the result; see that "
-            "the logarithm never meets a 0.",
-            "Put some harmless number in the place of the zeros before the logarithm. p times its logarithm is 0 there "
+            "Where p is 0 the logarithm is minus infinity, and 0 times that is NaN. Don't repair the result; make sure "
+            "that the logarithm never meets a 0.",
+            "Replace the zeros by some harmless number before the logarithm. p times its logarithm is 0 there "
             "in any case.",
             "    xp = array_module(p)\n    safe = xp.where(p > 0, p, 1)\n    return -(p * ...).sum(axis=1)",
         ),
@@ -182,12 +187,14 @@ EXERCISES = [
     Exercise(
         number="10.3",
         name="intensity",
-        title="FLOP for each byte, of a convolution",
+        title="floating-point operations per byte",
+        level=1,
+        lines=3,
         hints=(
             "Two counts and a division. Above: multiply-adds, times two, times the images. Below: how many numbers x, "
-            "the weight and the output hold.",
+            "the weight and the output have.",
             "multiply-adds of an image: h * w places, f filters, kernel * kernel * c products each (exercise 9.1).",
-            "The weight is moved once for the whole batch; x and the output grow with the batch.",
+            "The weight is moved once for the entire batch; x and the output grow with the batch.",
             "    flop = 2 * batch * h * w * kernel * kernel * c * f\n"
             "    numbers = batch * h * w * c + ... + batch * h * w * f\n"
             "    return flop / (4 * numbers)",
@@ -199,9 +206,11 @@ EXERCISES = [
     Exercise(
         number="10.4",
         name="step_seconds",
-        title="the least time of a list of operations",
+        title="the least time that a list of operations takes",
+        level=2,
+        lines=3,
         hints=(
-            "What goes on at the same time? There the longer counts: max. What one after another? There the sum.",
+            "What happens at the same time? There the longer one counts: max. What happens in turn? There the sum.",
             "In one operation: max(flop / peak, bytes / bandwidth). Over the operations: sum. Host and device: max.",
             "    device = sum(max(...) for flop, moved in operations)\n    host = launch * len(operations)\n"
             "    return max(...)",
@@ -214,9 +223,11 @@ EXERCISES = [
         number="10.5",
         name="epoch_figures",
         title="reading losses without waiting at each step",
+        level=2,
+        lines=6,
         hints=(
-            "Adding two arrays of the device makes an array of the device; nobody waits. Only float(), int(), item(), "
-            "bool() and the like want to see the number.",
+            "Adding two arrays of the device makes an array of the device; nothing waits. Only float(), int(), item(), "
+            "bool() and the like need the number itself.",
             "Keep three sums: of loss times images, of right answers, of images. The first two stay on the device "
             "until the loop is over.",
             "    for step_loss, step_right, n in steps:\n        loss = loss + step_loss * n\n        ...\n"

@@ -2,8 +2,8 @@
 """Exercises of chapter 1, "A value that remembers".
 
 1.1 Value               the gradients of + and *, for single numbers
-1.2 topological_order   in which order a graph can be walked back
-1.3 unbroadcast         the way back through broadcasting
+1.2 topological_order   the order of the backward pass
+1.3 unbroadcast         the backward pass of broadcasting
 1.4 tanh                a new operation for arrays
 """
 
@@ -17,17 +17,19 @@ from minires.tensor import Tensor
 
 
 class Value:
-    """1.1: a number that remembers which numbers it was made from, and how to hand its gradient on to them.
+    """1.1: a number that remembers which numbers it was made from, and how to pass its gradient on to them.
 
     data: the number. grad: dL/d(this number), 0.0 at first. parents: the Values it was made from.
     give: a function without arguments. When it is called, this value's own grad is complete, and it adds
-    this value's share to the grad of each parent:
+    its share to the grad of each parent:
 
         z = x + y:   dL/dx gets dL/dz,     dL/dy gets dL/dz
         z = x y:     dL/dx gets dL/dz y,   dL/dy gets dL/dz x
 
-    In the chapter, a step returned the gradients and the walk added them up. Here each value does the adding itself.
+    In the chapter, a step returned the gradients and the backward pass added them up. Here each value adds by itself.
     A value may be used more than once, even twice in one product. Write the bodies of the two functions `give`.
+
+    Level 1, about 4 lines.
     """
 
     def __init__(self, data: float, parents: tuple[Value, ...] = ()):
@@ -60,9 +62,11 @@ def topological_order(root: Any) -> list[Any]:
 
     value.parents is a tuple of the values that a value was made from; it is empty for those that were given.
 
-    Returns a list. Each value stands in it once, and after all of its parents; so root is the last.
-    Graphs may be 5,000 values deep, which is more than Python's stack can hold, and a value may be reached by very
-    many ways, which there is no time to walk one by one.
+    Returns a list with each value once, after all of its parents; so root is the last.
+    Graphs may be 5,000 values deep, more than Python's stack can hold, and there may be far too many paths to a value
+    to follow them one by one.
+
+    Level 3, about 12 lines.
     """
     raise NotImplementedError("exercise 1.2")
 
@@ -70,11 +74,13 @@ def topological_order(root: Any) -> list[Any]:
 def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """1.3: sum a gradient over the axes along which NumPy has repeated an operand of this shape.
 
-    grad: dL/dz, of the shape of the result z. shape: that of the operand x; the two broadcast together.
+    grad: dL/dz, of the shape of the result z. shape: that of the operand x.
 
     Returns dL/dx, an array of that shape, with grad's dtype; each entry of x gets the sum of the gradients of all the
     places that it was copied to. NumPy copies in two ways: it puts new axes in front, and it stretches axes of
     length 1.
+
+    Level 2, about 4 lines.
     """
     raise NotImplementedError("exercise 1.3")
 
@@ -88,6 +94,8 @@ def tanh(x: Tensor) -> Tensor:
 
     Make it as the operations in minires/tensor.py are made: compute z from x.data, write a function backward(grad)
     that takes dL/dz and returns the tuple (dL/dx,), and end with Tensor.from_op(z, (x,), backward, "tanh").
-    x.data and grad belong to others: leave them as they are.
+    Don't change x.data or grad: others use them too.
+
+    Level 1, about 4 lines.
     """
     raise NotImplementedError("exercise 1.4")

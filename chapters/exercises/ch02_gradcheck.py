@@ -3,7 +3,7 @@
 
 2.1 slope_along         the central difference, along a direction
 2.2 relative_error      how far apart two gradients are
-2.3 numerical_gradient  every entry nudged, with a random gradient from above
+2.3 numerical_gradient  every entry nudged, with a random upstream gradient
 2.4 kinks               where a measurement cannot be trusted
 """
 
@@ -21,8 +21,10 @@ def slope_along(f: Callable[[np.ndarray], float], x: np.ndarray, v: np.ndarray, 
 
     f: takes an array, returns a number. x, v: arrays of one shape; x may be float32.
 
-    Returns a number. Whatever dtype x has, the nudged arrays are float64: in float32 a nudge of 1e-6 drowns in
-    rounding errors. x and v stay as they are.
+    Returns a number. Whatever the dtype of x, the nudged arrays are float64: in float32 a nudge of 1e-6 drowns in
+    rounding errors. x and v must not change.
+
+    Level 1, about 2 lines.
     """
     raise NotImplementedError("exercise 2.1")
 
@@ -32,7 +34,9 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     |a - b| / max(|a|, |b|),   and 0 where both are 0
 
-    a, b: float64 arrays of one shape; both stay as they are. Returns an array of that shape.
+    a, b: float64 arrays of one shape; neither may change. Returns an array of that shape.
+
+    Level 1, about 2 lines.
     """
     raise NotImplementedError("exercise 2.2")
 
@@ -45,10 +49,12 @@ def numerical_gradient(
     dL/dx_i = sum of grad * (f(x + h e_i) - f(x - h e_i)) / 2h,   where e_i is 1 at entry i and 0 elsewhere
 
     f: takes an array of x's shape and returns an array of grad's shape. It may return a view of the array that it was
-    given, as lambda x: x.T does. x: float64, any number of axes. grad: the gradient from above.
+    given, as lambda x: x.T does. x: float64, any number of axes. grad: the upstream gradient.
 
-    Returns a float64 array of x's shape. x and grad stay as they are. `for index in np.ndindex(x.shape)` goes through
-    the entries of x, whatever its shape.
+    Returns a float64 array of x's shape. x and grad must not change. `for index in np.ndindex(x.shape)` visits the
+    entries of x, whatever its shape.
+
+    Level 2, about 7 lines.
     """
     raise NotImplementedError("exercise 2.3")
 
@@ -62,8 +68,10 @@ def kinks(f: Callable[[np.ndarray], float], x: np.ndarray, h: float = 1e-6) -> n
 
     entry i is at a kink if |above - below| > 0.001 max(1, |above|, |below|).
 
-    f: takes an array of x's shape, returns a number. x: float64; it stays as it is.
+    f: takes an array of x's shape, returns a number. x: float64; it must not change.
 
     Returns an array of x's shape and dtype bool: True where there is a kink.
+
+    Level 2, about 8 lines.
     """
     raise NotImplementedError("exercise 2.4")

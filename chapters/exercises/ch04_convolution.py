@@ -1,7 +1,7 @@
 # Write your answers here, then run: python -m minires check
 """Exercises of chapter 4, "Convolution is a matrix product".
 
-4.1 output_size         how many places a kernel has
+4.1 output_size         in how many places a kernel fits
 4.2 im2col              every patch as a row
 4.3 conv_forward        a convolution as one product
 4.4 weight_gradients    backward to the weights and the bias
@@ -19,10 +19,12 @@ from minires import conv as library
 
 
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
-    """4.1: in how many places a kernel of `kernel` pixels can stand on a row of `size` pixels.
+    """4.1: in how many places a kernel of `kernel` pixels fits on a row of `size` pixels.
 
-    `padding` zeros stand on each side of the row. The kernel starts at the left end and moves by `stride` pixels; it
-    must never reach beyond the last zero. Returns a whole number.
+    The row has `padding` zeros on each side. The kernel starts at the left end and moves by `stride` pixels; it must
+    never reach beyond the last zero. Returns a whole number.
+
+    Level 1, about 1 line.
     """
     raise NotImplementedError("exercise 4.1")
 
@@ -30,12 +32,14 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> in
 def im2col(x: np.ndarray, kh: int, kw: int, stride: int = 1, padding: int = 0) -> np.ndarray:
     """4.2: every patch of the images as a row.
 
-    x: (N, H, W, C)  ->  (N*OH*OW, KH*KW*C), dtype of x; x stays as it is.
+    x: (N, H, W, C)  ->  (N*OH*OW, KH*KW*C), dtype of x; x must not change.
 
     Rows: image by image, in each image from top to bottom, in each line from left to right. In a row: the patch from
-    top to bottom, from left to right, the C channels of a pixel side by side. The border holds zeros.
+    top to bottom, from left to right, the C channels of a pixel side by side. The border is zero.
 
         row (n, i, j), column (a, b, c)  =  x[n, stride*i + a - padding, stride*j + b - padding, c]
+
+    Level 3, about 9 lines.
     """
     raise NotImplementedError("exercise 4.2")
 
@@ -49,6 +53,8 @@ def conv_forward(
 
         y[n, i, j, f] = bias[f] + sum over a, b, c of
                             x[n, stride*i + a - padding, stride*j + b - padding, c] w[a, b, c, f]
+
+    Level 2, about 8 lines.
     """
     raise NotImplementedError("exercise 4.3")
 
@@ -62,6 +68,8 @@ def weight_gradients(
 
         dw[a, b, c, f] = sum over n, i, j of  grad[n, i, j, f] x[n, stride*i + a - padding, stride*j + b - padding, c]
         dbias[f]       = sum over n, i, j of  grad[n, i, j, f]
+
+    Level 2, about 6 lines.
     """
     raise NotImplementedError("exercise 4.4")
 
@@ -69,11 +77,13 @@ def weight_gradients(
 def input_gradient(
     grad: np.ndarray, w: np.ndarray, shape: tuple[int, int, int, int], stride: int = 1, padding: int = 0
 ) -> np.ndarray:
-    """4.5: the gradient of a convolution for its images. Write what col2im does yourself.
+    """4.5: the gradient of a convolution for its images. Write col2im yourself.
 
     grad = dL/dy: (N, OH, OW, F), w: (KH, KW, C, F), shape: x's, (N, H, W, C)  ->  dx of that shape, dtype of grad.
 
         dx[n, r, s, c] = sum of  grad[n, i, j, f] w[a, b, c, f]  over all filters f and over all i, j, a, b with
                          stride*i + a - padding = r  and  stride*j + b - padding = s
+
+    Level 3, about 10 lines.
     """
     raise NotImplementedError("exercise 4.5")

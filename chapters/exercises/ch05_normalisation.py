@@ -4,11 +4,11 @@
 5.1 clip_by_norm            gradient clipping by the norm of all gradients
 5.2 batch_norm_training     batch norm, forward
 5.3 BatchNorm               running statistics, training and evaluation mode
-5.4 batch_norm_backward     the fused way back
+5.4 batch_norm_backward     batch norm, backward, in one formula
 5.5 layer_norm              layer norm, forward
 
 All arrays are NumPy arrays, channel last. A channel's statistics run over all axes but the last: over N, H and W of
-pictures (N, H, W, C), over N of (N, C). The variance is the mean of the squared distances from the mean (biased:
+images (N, H, W, C), over N of (N, C). The variance is the mean of the squared distances from the mean (biased:
 divided by the count), unless the text says otherwise.
 """
 
@@ -24,7 +24,9 @@ def clip_by_norm(gradients: list[np.ndarray], max_norm: float) -> tuple[list[np.
         every gradient times  min(1, max_norm / norm)
 
     Returns a list of new arrays, in the same order, each with its gradient's dtype, and the norm before clipping, a
-    float. The given arrays stay as they are: others may hold them too. Gradients that are all zero stay zero.
+    float. The given arrays must not change: others may use them too. Gradients that are all zero stay zero.
+
+    Level 1, about 3 lines.
     """
     raise NotImplementedError("exercise 5.1")
 
@@ -37,6 +39,8 @@ def batch_norm_training(
     x: (N, H, W, C) or (N, C), gamma and beta: (C,)  ->  y of the shape and dtype of x, mean (C,), var (C,).
 
         xhat = (x - mean) / sqrt(var + eps)          y = gamma xhat + beta
+
+    Level 2, about 6 lines.
     """
     raise NotImplementedError("exercise 5.2")
 
@@ -51,8 +55,10 @@ class BatchNorm:
         running_var  = running_var  + momentum (M / (M - 1) var - running_var)
 
     M is how many numbers a channel has. M / (M - 1) makes the variance unbiased; the batch itself is normalised with
-    the biased one. In evaluation `forward` normalises with the running mean and variance, and changes nothing.
+    the biased one. In evaluation `forward` normalises with the running mean and variance and changes nothing.
     `normalise` below does the arithmetic.
+
+    Level 2, about 9 lines.
     """
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
@@ -83,6 +89,8 @@ def batch_norm_backward(
 
         dbeta = sum grad          dgamma = sum grad xhat
         dx = gamma s (grad - dbeta / M - xhat dgamma / M)
+
+    Level 2, about 8 lines.
     """
     raise NotImplementedError("exercise 5.4")
 
@@ -93,5 +101,7 @@ def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float = 
     x: (N, H, W, C) or (N, C), gamma and beta: (C,)  ->  y of the shape and dtype of x.
 
         xhat = (x - mean) / sqrt(var + eps)          y = gamma xhat + beta
+
+    Level 1, about 4 lines.
     """
     raise NotImplementedError("exercise 5.5")

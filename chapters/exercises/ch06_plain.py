@@ -28,6 +28,8 @@ def plain_layers(depth: int, width: int = 16, size: int = 32) -> list[tuple[int,
     multiple of 4.
 
     Returns a list of depth - 1 tuples of four whole numbers: the linear layer is not in it.
+
+    Level 2, about 11 lines.
     """
     raise NotImplementedError("exercise 6.1")
 
@@ -42,6 +44,8 @@ def verdict(shallow: tuple[float, float], deep: tuple[float, float]) -> str:
         "no harm"        it is worse on neither
 
     Equal is not worse.
+
+    Level 1, about 5 lines.
     """
     raise NotImplementedError("exercise 6.2")
 
@@ -49,28 +53,32 @@ def verdict(shallow: tuple[float, float], deep: tuple[float, float]) -> str:
 def gradient_norms(net: Module, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """6.3: the norm of the loss's gradient for the weights of each convolution, in the order of the layers.
 
-    net: a plain or residual net, used in the mode that it is in. It may still hold gradients of earlier batches, which
-    must not count. x: images (N, H, W, 3), y: labels (N,), integers.
+    net: a plain or residual net; keep its mode. It may still have gradients of earlier batches, which must not count.
+    x: images (N, H, W, 3), y: labels (N,), integers.
 
         norm of layer l  =  sqrt(sum of the squares of all entries of dL/dw_l),     L = cross_entropy(net(x), y)
 
     Returns float64, (number of convolutions,). Of the parameters, net.parameters(), in order, a convolution's weights
     are those with four axes. p.grad is the gradient of parameter p.
+
+    Level 2, about 4 lines.
     """
     raise NotImplementedError("exercise 6.3")
 
 
 def identity_kernel(channels: int, size: int) -> np.ndarray:
-    """6.4: the kernel of a convolution that gives out what comes in.
+    """6.4: the kernel of a convolution that outputs its input.
 
     With stride 1 and padding (size - 1) / 2, conv2d(x, identity_kernel(C, size)) is x, for every x (N, H, W, C).
     size: odd. Returns float32, (size, size, C, C): rows, columns, channels in, channels out.
+
+    Level 2, about 3 lines.
     """
     raise NotImplementedError("exercise 6.4")
 
 
 def identity_norm(x: np.ndarray, eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """6.5: gamma, beta and running statistics with which batch norm gives x back.
+    """6.5: gamma, beta and running statistics with which batch norm returns x.
 
     Batch norm, in training with the batch's mean and (biased) variance of each channel, in evaluation with the running
     ones:
@@ -78,6 +86,8 @@ def identity_norm(x: np.ndarray, eps: float = 1e-5) -> tuple[np.ndarray, np.ndar
         y = gamma (x - mean) / sqrt(var + eps) + beta
 
     x: (N, H, W, C)  ->  gamma, beta, running mean, running variance, each (C,), of the dtype of x, such that y = x in
-    training and in evaluation. Four arrays of their own: training will write into each of them. x stays as it is.
+    training and in evaluation. Four separate arrays: training will write into each of them. x must not change.
+
+    Level 2, about 5 lines.
     """
     raise NotImplementedError("exercise 6.5")

@@ -1,14 +1,14 @@
 # Write your answers here, then run: python -m minires check
 """Exercises of chapter 10, "On the GPU".
 
-10.1 smooth_targets         a NumPy function that must run on every array library
-10.2 entropy                another one, with a keyword that CuPy lacks
-10.3 intensity              floating-point operations for each byte, of a convolution
+10.1 smooth_targets         a NumPy function made to run on every array library
+10.2 entropy                another one, with a keyword that CuPy does not have
+10.3 intensity              floating-point operations per byte
 10.4 step_seconds           the least time that a list of operations takes
 10.5 epoch_figures          reading losses without waiting at each step
 
-A function that must run "on both devices" is tried on NumPy arrays and on the stand-in for a GPU (minires/devices/strict.py).
-Both must give the same, and what came from the device must stay there: no to_host, no .get(), no float() on the way.
+A function that must run "on both devices" is checked on NumPy arrays and on a pretend GPU, minires/devices/strict.py.
+Both must give the same result, and device arrays must stay on the device: no to_host, no .get(), no float() inside.
 array_module(x) is the library that made x.
 """
 
@@ -44,6 +44,8 @@ def smooth_targets(labels: Array, classes: int, smoothing: float) -> Array:
     labels: (N,) integers  ->  (N, classes) float32, on the device of labels:
 
         1 - smoothing + smoothing / classes  for the label,        smoothing / classes  for every other class
+
+    Level 2, about 4 lines.
     """
     raise NotImplementedError("exercise 10.1")
 
@@ -53,18 +55,22 @@ def entropy(p: Array) -> Array:
 
         H[n] = - sum over k of  p[n, k] ln p[n, k],        where 0 ln 0 counts as 0
 
-    p: (N, K)  ->  (N,), dtype of p, on its device; p stays as it is. CuPy's functions have no keyword `where=`.
-    xp.where(condition, a, b) is another thing, a function, and CuPy has it.
+    p: (N, K)  ->  (N,), dtype of p, on its device; p must not change. CuPy's functions have no keyword `where=`.
+    xp.where(condition, a, b) is something else, a function, and CuPy has it.
+
+    Level 2, about 3 lines.
     """
     raise NotImplementedError("exercise 10.2")
 
 
 def intensity(h: int, w: int, c: int, f: int, kernel: int, batch: int = 1) -> float:
-    """10.3: the arithmetic intensity of a convolution, in FLOP for each byte.
+    """10.3: the arithmetic intensity of a convolution, in FLOP per byte.
 
     x: (batch, h, w, c), kernel x kernel, f channels out; stride 1, padded so that the output is h x w too; float32, 4
-    bytes a number. A multiply-add is two floating-point operations. Each number of x, of the weight and of the output
+    bytes per number. A multiply-add is two floating-point operations. Each number of x, of the weight and of the output
     is moved exactly once. No bias.
+
+    Level 1, about 3 lines.
     """
     raise NotImplementedError("exercise 10.3")
 
@@ -75,9 +81,11 @@ def step_seconds(operations: Sequence[tuple[float, float]], peak: float, bandwid
     operations: (floating-point operations, bytes moved) of each. peak: floating-point operations a second. bandwidth:
     bytes a second. launch: seconds that the host needs to start one operation.
 
-    On the device they run one after another, and each takes as long as its computing or its moving, whichever takes
-    longer, as both go on at the same time. The host starts them one after another while the device works: so the whole
-    takes as long as the host or the device, whichever takes longer.
+    On the device they run one after another, and each takes as long as its computing or its moving, whichever is
+    longer, because both happen at the same time. The host starts them one after another while the device works: so
+    all of them together take as long as the host or the device, whichever is longer.
+
+    Level 2, about 3 lines.
     """
     raise NotImplementedError("exercise 10.4")
 
@@ -86,9 +94,11 @@ def epoch_figures(steps: Iterable[tuple[Array, Array, int]]) -> tuple[float, flo
     """10.5: mean loss and accuracy of an epoch, reading each of them from the device once.
 
     steps yields, for each step, the batch's mean loss and its number of right answers (arrays without axes, on the
-    device), and its number of images (an int). It can be gone through only once. Batches may differ in size; both
-    figures are means over images.
+    device), and its number of images (an int). It can be iterated only once. Batches may differ in size; both figures
+    are means over images.
 
     Returns two floats. Reading a number waits for the device: at most two waits are allowed, however many the steps.
+
+    Level 2, about 6 lines.
     """
     raise NotImplementedError("exercise 10.5")

@@ -1,7 +1,7 @@
 """Drawings of how things work, in boxes, arrows and cells: graphs, nets, blocks, arrays, convolutions.
 
-As in `plots.py`, each is a matplotlib Figure, written to `path` if given. What is drawn has a `gid` that tells
-what it stands for, by which tests find it.
+As in `plots.py`, each is a matplotlib Figure, written to `path` if given. The parts of a drawing have a `gid` that says
+what they are, by which tests find them.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Polygon, 
 
 from minires.backend import to_host
 from minires.conv import output_size, patches
-from minires.nn import Conv2d, Linear, Module
+from minires.nn import Conv2d, Identity, Linear, Module, Zero
 from minires.plots import COLOURS, INK, NotebookFigure, save, tint
 from minires.resnet import SubsampleAndPad
-from minires.summary import FOLLOWERS, blocks_of, kernel, stage_of
-from minires.tensor import FREED, Tensor
+from minires.summary import ATTACHED, blocks_of, kernel_text, stage_of
+from minires.tensor import Node, Tensor
 
 SHORTCUTS: dict[str, Any] = {"identity": "-", "option A": "--", "projection": "--"}  # the line of each
-MOST_TENSORS = 60  # of a graph that can still be read
-MOST_ROWS = 60  # layers of a drawing in which every block is drawn
-HALF_BOX = 0.42  # of a tensor in a graph, inches
+MAX_VALUES = 60  # in a graph that is still readable
+MAX_ROWS = 60  # layers in a drawing that shows every block
+HALF_BOX = 0.42  # half the width of a box in a graph, inches
 STEP, GAP = 0.6, 0.42  # in a drawing of a net: from layer to layer, above a block
 
-MOVE, LINE = mpath.Path.MOVETO, mpath.Path.LINETO  # what a path does to get to a point
+MOVE, LINE = mpath.Path.MOVETO, mpath.Path.LINETO  # how a path gets to a point
 CURVE3, CURVE4 = mpath.Path.CURVE3, mpath.Path.CURVE4  # two or three points make a bend
 
 Point = tuple[float, float]
-Parents = Callable[[Any], Sequence[Any]]  # gives what a tensor or value was computed from
+Parents = Callable[[Any], Sequence[Any]]  # what a node or value was computed from
 
 
 # ---- boxes and arrows
 
 
 def _canvas(left: float, right: float, bottom: float, top: float, inches: float) -> tuple[NotebookFigure, Axes]:
-    """Empty axes over these coordinates, drawn at so many inches a unit."""
+    """Empty axes over these coordinates, at this many inches per unit."""
     figure = NotebookFigure(figsize=(inches * (right - left), inches * (top - bottom)), dpi=120)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
@@ -74,36 +74,39 @@ def _arrow(axes: Axes, points: Sequence[Point], codes: Sequence[np.uint8] | None
 
 
 def graph(tensor: Tensor, path: str | Path | None = None, names: Mapping[str, Tensor] | None = None) -> Figure:
-    """How `tensor` was computed, from left to right. Each tensor is a box: its name where `names` has
-    one, the operation that made it, and its value where that is small, else its shape. A dashed box is
-    a constant.
+    """How `tensor` was computed, from left to right. Each node of its graph is a box: the operation that made it, and
+    its shape. Of `tensor` itself and those in `names`, it shows the name, and the numbers where there are few. A dashed
+    box is a constant.
 
-    Draw before `backward()`, which uses the graph up. Raises ValueError for more than 60 tensors.
+    Draw before `backward()`, which frees the graph. Raises ValueError for more than 60 nodes.
     """
-    called = {id(t): name for name, t in (names or {}).items()}
+    root = tensor.node or Node("constant", tensor.shape)
+    tensors = {root: ("", tensor)} | {t.node: (name, t) for name, t in (names or {}).items() if t.node}
+    constants: dict[tuple[Node, int], Node] = {}
 
-    def draw(axes: Axes, t: Tensor, x: float, y: float) -> None:
-        made = t.node.name if t.node else ""
-        lines = filter(None, [called.get(id(t)), made, _value(t)])
+    def parents(node: Node) -> Sequence[Node]:
+        if node.freed:
+            raise ValueError("graph: backward() has freed this graph; draw it before, or compute it again")
+        return [p or constants.setdefault((node, i), Node("constant", ())) for i, p in enumerate(node.parents)]
+
+    def draw(axes: Axes, node: Node, x: float, y: float) -> None:
+        name, held = tensors.get(node, ("", None))
+        made = "" if name and node.name == "leaf" else node.name
+        lines = [name, made, _shape(node.shape) if held is None else _value(held)]
+        constant, computed = node.name == "constant", bool(node.parents)
         _box(
             axes,
             x,
             y,
             2 * HALF_BOX,
             0.52,
-            "\n".join(lines),
-            COLOURS[4] if made else COLOURS[5] if t.requires_grad else "#ffffff",
-            linestyle="-" if t.requires_grad else "--",
-            gid="operation" if made else "leaf",
+            "\n".join(filter(None, lines)),
+            COLOURS[4] if computed else "#ffffff" if constant else COLOURS[5],
+            linestyle="--" if constant else "-",
+            gid="operation" if computed else "leaf",
         )
 
-    return save(_draw_graph(tensor, _parents, draw, row=0.66), path)
-
-
-def _parents(t: Tensor) -> Sequence[Tensor]:
-    if t.node is FREED:
-        raise ValueError("graph: backward() has used this graph up; draw it before, or compute it again")
-    return t.node.parents if t.node else ()
+    return save(_draw_graph(root, parents, draw, row=0.66), path)
 
 
 def _value(t: Tensor) -> str:
@@ -112,17 +115,21 @@ def _value(t: Tensor) -> str:
         return f"{t.item():.4g}"
     if t.ndim == 1 and t.size <= 3:
         return "[" + " ".join(f"{v:.3g}" for v in to_host(t.data)) + "]"
-    return "x".join(map(str, t.shape))
+    return _shape(t.shape)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def values(
     root: Any, path: str | Path | None = None, names: Mapping[str, Any] | None = None, order: Sequence[Any] = ()
 ) -> Figure:
-    """How chapter 1's scalar `root` was computed, from left to right: in each box the name where `names` has
-    one, the operation, the number and, where it is not 0, the gradient.
+    """How chapter 1's scalar `root` was computed, from left to right: each box shows the name if `names` has one, the
+    operation, the number and, unless it is 0, the gradient.
 
-    A value has `data`, `grad`, `parents` and `name`, its operation. Those in `order` get their place in it,
-    counted from 1. Raises ValueError for more than 60 values.
+    A value has `data`, `grad`, `parents` and `name`, its operation. Those in `order` are numbered from 1. Raises
+    ValueError for more than 60 values.
     """
     called = {id(v): name for name, v in (names or {}).items()}
     places = {id(v): str(i) for i, v in enumerate(order, start=1)}
@@ -163,15 +170,13 @@ def values(
 def _draw_graph(
     root: Any, parents: Parents, draw: Callable[[Axes, Any, float, float], None], row: float
 ) -> NotebookFigure:
-    """`draw` puts a box around (x, y) for `root` and all it was computed from; here they get places and arrows.
+    """`root` and everything it was computed from: here they get places and arrows, and `draw` draws the boxes.
 
     row: inches from box to box in a column.
     """
     found = _with_inputs(root, parents)
-    if len(found) > MOST_TENSORS:
-        raise ValueError(
-            f"this graph has {len(found)} values, a picture can show {MOST_TENSORS}; draw a smaller expression"
-        )
+    if len(found) > MAX_VALUES:
+        raise ValueError(f"graph: expected at most {MAX_VALUES} values, got {len(found)}; draw a smaller expression")
     columns, wires = _columns(found, parents)
     pitch, half = 1.25, HALF_BOX  # inches from column to column
     place = {
@@ -193,7 +198,7 @@ def _draw_graph(
 
 
 def _with_inputs(root: Any, parents: Parents) -> list[Any]:
-    """`root` and all that it was computed from, each once."""
+    """`root` and everything it was computed from, each once."""
     found, stack = {id(root): root}, [root]
     while stack:
         for parent in parents(stack.pop()):
@@ -204,9 +209,9 @@ def _with_inputs(root: Any, parents: Parents) -> list[Any]:
 
 
 def _columns(tensors: list[Any], parents: Parents) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Where boxes stand and arrows run: columns of items, and for each arrow the items it meets.
+    """Places for boxes and arrows: columns of items, and for each arrow the items on its path.
 
-    An item is a tensor's id, or (arrow, column) where an arrow passes a column.
+    An item is a value's id, or (arrow, column) where an arrow passes a column.
     """
     level = _levels(tensors, parents)
     columns: list[list[Any]] = [[] for _ in range(max(level.values()) + 1)]
@@ -223,7 +228,7 @@ def _columns(tensors: list[Any], parents: Parents) -> tuple[list[list[Any]], lis
 
 
 def _levels(tensors: list[Any], parents: Parents) -> dict[int, int]:
-    """The column of each tensor, by id: the longest way to it from a leaf. Leaves stand next to their first use."""
+    """The column of each value, by id: the longest path to it from a leaf. Leaves are next to their first use."""
     level: dict[int, int] = {}
 
     def measure(t: Any) -> int:
@@ -241,22 +246,22 @@ def _levels(tensors: list[Any], parents: Parents) -> dict[int, int]:
 
 
 def _untangle(columns: list[list[Any]], wires: list[list[Any]]) -> None:
-    """Sort the items of each column by the mean place of their neighbours, to and fro: few arrows cross then."""
-    neighbours: dict[tuple[int, Any], list[Any]] = defaultdict(list)  # by the column they stand in, and item
+    """Sort each column by the mean place of its items' neighbours, back and forth, which leaves few crossings."""
+    neighbours: dict[tuple[int, Any], list[Any]] = defaultdict(list)  # by their column, and item
     of_column = {item: i for i, column in enumerate(columns) for item in column}
     for wire in wires:
         for a, b in pairwise(wire):
             neighbours[of_column[a], b].append(a)
             neighbours[of_column[b], a].append(b)
     order = range(len(columns))
-    for beside, here in 4 * [*pairwise(order), *pairwise(reversed(order))]:
-        height = {item: (j + 0.5) / len(columns[i]) for i in (beside, here) for j, item in enumerate(columns[i])}
-        mean = {i: np.mean([height[n] for n in neighbours[beside, i]] or height[i]) for i in columns[here]}
+    for there, here in 4 * [*pairwise(order), *pairwise(reversed(order))]:
+        height = {item: (j + 0.5) / len(columns[i]) for i in (there, here) for j, item in enumerate(columns[i])}
+        mean = {i: np.mean([height[n] for n in neighbours[there, i]] or height[i]) for i in columns[here]}
         columns[here].sort(key=mean.__getitem__)
 
 
 def _smooth(points: list[Point]) -> tuple[list[Point], list[np.uint8]]:
-    """A path through points: curved from column to column, straight past a column."""
+    """A path through points: curved between columns, straight across them."""
     path, codes = points[:1], [MOVE]
     for k, ((x, y), (x2, y2)) in enumerate(pairwise(points)):
         middle = (x + x2) / 2
@@ -278,7 +283,7 @@ def chain(names: Sequence[str], uses: Sequence[tuple[str, str]], path: str | Pat
             _arrow(axes, [(left + 0.5, 0), (right - 0.5, 0)], gid="use")
         else:
             high = 0.3 + 0.4 * far
-            left, right = left + 0.2, right - 0.2  # beside an arrow that ends there, or begins
+            left, right = left + 0.2, right - 0.2  # next to an arrow that ends or starts there
             _arrow(
                 axes,
                 [(left, 0.25), (left, high), (right, high), (right, 0.25)],
@@ -292,8 +297,7 @@ def chain(names: Sequence[str], uses: Sequence[tuple[str, str]], path: str | Pat
 
 
 class _Block(NamedTuple):
-    """A block as it is drawn: a line of text for each layer; what its shortcut does, "" where it has none; how many
-    like it stand in a row."""
+    """A block as it is drawn: a line of text for each layer; its shortcut, "" for none; how many follow in a row."""
 
     stage: str
     lines: tuple[str, ...]
@@ -308,14 +312,14 @@ class _Block(NamedTuple):
 def blocks(net: Module, path: str | Path | None = None) -> Figure:
     """The net's layers from top to bottom, column by column, as in the paper's Figure 3: kernel,
     channels and stride, a colour for each stage, an arc for each shortcut, dashed where it is not the
-    identity. In a net too deep for that, equal blocks in a row are drawn once, with their number."""
+    identity. In a deeper net, equal blocks in a row are drawn once, with their number."""
     drawn = found = _found(net)
-    if sum(len(block.lines) for block in found) > MOST_ROWS:
+    if sum(len(block.lines) for block in found) > MAX_ROWS:
         drawn = [block._replace(times=len(list(same))) for block, same in groupby(found)]
     columns = _in_columns(drawn)
     deepest = max(sum(block.height for block in column) for column in columns)
     width, high = 1.75, 0.42  # of a layer's box
-    pitch = 3.1 if len(drawn) == len(found) else 3.5  # from column to column: "x 17" wants room
+    pitch = 3.1 if len(drawn) == len(found) else 3.5  # from column to column: "x 17" needs room
 
     stages = Counter(block.stage for block in found if block.stage)
     colours = {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
@@ -331,7 +335,7 @@ def blocks(net: Module, path: str | Path | None = None) -> Figure:
     right = max(6.4, pitch * len(columns) - 0.9)
     figure, axes = _canvas(-width / 2 - 0.4, right, bottom, 0.7, inches=0.5)
     axes.text(0, 0.1, "image", ha="center", va="bottom", fontsize=8)
-    tail = [(0.0, 0.0)]  # the way from the layer drawn last to the next
+    tail = [(0.0, 0.0)]  # the line from the last layer to the next
     for i, column in enumerate(columns):
         x, y = pitch * i, 0.0
         for block in column:
@@ -355,29 +359,26 @@ def blocks(net: Module, path: str | Path | None = None) -> Figure:
 
 
 def _found(net: Module) -> list[_Block]:
-    """The blocks of a net; a norm or ReLU right behind a single layer is left out."""
+    """The blocks of a net; a norm or ReLU right after a single layer is left out."""
     found: list[_Block] = []
     before: Module | None = None
     for name, module in blocks_of(net):
-        if isinstance(module, FOLLOWERS) and isinstance(before, Conv2d | Linear):
+        if isinstance(module, ATTACHED) and isinstance(before, Conv2d | Linear):
             continue
         before = module
-        kernels = [kernel(f"{name}.{part}", layer) for part, layer in module.modules()]
+        kernels = [kernel_text(f"{name}.{part}", layer) for part, layer in module.modules()]
         lines = [text for text in kernels if text and not text.startswith("+")]
-        shortcut = ""
-        if hasattr(module, "downsample") and not getattr(module, "plain", False):
-            way = module.downsample
-            changed = "option A" if isinstance(way, SubsampleAndPad) else "projection"
-            shortcut = "identity" if way is None else changed
+        names = {type(None): "", Zero: "", Identity: "identity", SubsampleAndPad: "option A"}
+        shortcut = names.get(type(getattr(module, "downsample", None)), "projection")
         stage = stage_of(name) if stage_of(name) != name else ""
         found.append(_Block(stage, tuple(lines) or (type(module).__name__,), shortcut))
-    return found or [_Block("", (kernel("", net) or type(net).__name__,), "")]
+    return found or [_Block("", (kernel_text("", net) or type(net).__name__,), "")]
 
 
 def _in_columns(found: list[_Block]) -> list[list[_Block]]:
-    """Columns of about equal height, so many that the picture is a little wider than high."""
-    whole = sum(block.height for block in found)
-    most = whole / max(1, round(sqrt(whole / 2.4)))
+    """Columns of about equal height, enough of them to make the drawing a little wider than high."""
+    total = sum(block.height for block in found)
+    most = total / max(1, round(sqrt(total / 2.4)))
     columns: list[list[_Block]] = [[]]
     so_far = 0.0
     for block in found:
@@ -389,7 +390,7 @@ def _in_columns(found: list[_Block]) -> list[list[_Block]]:
 
 
 def _shortcut(axes: Axes, x: float, top: float, bottom: float, right: float, style: str) -> None:
-    """An arc from (x, top) by way of `right` to the sum at (x, bottom)."""
+    """An arc from (x, top) via `right` to the sum at (x, bottom)."""
     r = 0.3
     points = [
         (x, top),
@@ -408,11 +409,11 @@ def _shortcut(axes: Axes, x: float, top: float, bottom: float, right: float, sty
 
 
 def block_pair(path: str | Path | None = None) -> Figure:
-    """A plain block beside a residual one, operation by operation (the paper's Figure 2)."""
+    """A plain block next to a residual one, operation by operation (the paper's Figure 2)."""
     colours = {"3x3 conv": COLOURS[0], "batch norm": COLOURS[2], "ReLU": COLOURS[4]}
     inside = ("3x3 conv", "batch norm", "ReLU", "3x3 conv", "batch norm")
     width, high, step = 1.5, 0.42, 0.66
-    end = -step * (len(inside) + 2.55)  # of the way down
+    end = -step * (len(inside) + 2.55)  # of the line down
     figure, axes = _canvas(-2.2, 6.2, end - 0.4, 0.9, inches=0.62)
     for x, title, name in ((0.0, "plain block", "H(x)"), (3.8, "residual block", "F(x)")):
         axes.text(x, 0.6, title, ha="center", weight="bold", fontsize=9)
@@ -439,11 +440,11 @@ def block_pair(path: str | Path | None = None) -> Figure:
 
 
 def widths(blocks: Mapping[str, Module], path: str | Path | None = None) -> Figure:
-    """Residual blocks side by side: from top to bottom a bar as wide as each map has channels, between two of them the
-    convolution with the number of its weights; 1x1 in another colour than the rest. An arc is the shortcut."""
+    """Residual blocks side by side: from top to bottom a bar for each map, as wide as its channels are many, and
+    between two bars the convolution with its number of weights, 1x1 in another colour. An arc is the shortcut."""
     convs = {
-        name: [m for way, m in block.modules() if isinstance(m, Conv2d) and "downsample" not in way]
-        for name, block in blocks.items()
+        title: [m for name, m in block.modules() if isinstance(m, Conv2d) and "downsample" not in name]
+        for title, block in blocks.items()
     }
     most = max(max(conv.weight.shape[2:]) for layers in convs.values() for conv in layers)
     full, bar, gap, pitch = 2.4, 0.24, 0.62, 3.5  # inches: the widest map, a map's height, a convolution's, a column's
@@ -552,14 +553,14 @@ def _signed(grid: np.ndarray) -> list[list[tuple[float, float, float]]]:
 def patches_to_rows(x: np.ndarray, w: np.ndarray, path: str | Path | None = None, stride: int = 1) -> Figure:
     """A convolution as a matrix product: each patch of x (H, W) becomes a row, each filter of w (KH, KW, F) a column.
 
-    At most 7 patches, each with a colour of its own.
+    At most 7 patches, each in its own colour.
     """
     kh, kw, f = w.shape
     found = patches(x[None, :, :, None], kh, kw, stride)[0]  # (OH, OW, KH, KW, 1)
     oh, ow = found.shape[:2]
     if oh * ow > len(COLOURS):
         raise ValueError(
-            f"patches_to_rows: a picture can show {len(COLOURS)} patches, x has {oh * ow}; take a smaller x"
+            f"patches_to_rows: expected x with at most {len(COLOURS)} patches, got {oh * ow}; use a smaller x"
         )
     rows, column = found.reshape(oh * ow, kh * kw), w.reshape(kh * kw, f)
     small, band = 0.5, 1.0  # size of a cell of x, and room around each of its copies
@@ -596,13 +597,13 @@ def taps(
     output: int | None = None,
     entry: int | None = None,
 ) -> Figure:
-    """A convolution along one axis: a line from each input, below, to each output that it enters, by weight.
+    """A convolution along one axis: a line for each weight, from an input, below, to an output that uses it.
 
-    The border's zeros are dashed. output, entry: an output or an input whose lines stand out, each with its weight.
+    The border's zeros are dashed. output, entry: an output or an input whose lines are highlighted, with their weights.
     """
     places = output_size(size, kernel, stride, padding)
     right, upper = size + padding - 1, 2.0
-    at = [stride * j - padding + (kernel - 1) / 2 for j in range(places)]  # an output stands over its patch's middle
+    at = [stride * j - padding + (kernel - 1) / 2 for j in range(places)]  # an output is above its patch's middle
     figure, axes = _canvas(-padding - 0.6, right + 0.6, -0.5, upper + 0.5, inches=0.75)
     for j, k in np.ndindex(places, kernel):
         i = stride * j - padding + k
@@ -618,7 +619,7 @@ def taps(
             gid="tap",
         )
         if strong and (j == output or i == entry):
-            share = 0.66 if j != output else 0.34  # of the way up, where the lines of a fan lie apart
+            share = 0.66 if j != output else 0.34  # of the line, where those of a fan are apart
             axes.text(
                 i + share * (at[j] - i),
                 share * upper,

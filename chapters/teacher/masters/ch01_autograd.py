@@ -1,8 +1,8 @@
 """Exercises of chapter 1, "A value that remembers".
 
 1.1 Value               the gradients of + and *, for single numbers
-1.2 topological_order   in which order a graph can be walked back
-1.3 unbroadcast         the way back through broadcasting
+1.2 topological_order   the order of the backward pass
+1.3 unbroadcast         the backward pass of broadcasting
 1.4 tanh                a new operation for arrays
 """
 
@@ -16,16 +16,16 @@ from minires.tensor import Tensor
 
 
 class Value:
-    """1.1: a number that remembers which numbers it was made from, and how to hand its gradient on to them.
+    """1.1: a number that remembers which numbers it was made from, and how to pass its gradient on to them.
 
     data: the number. grad: dL/d(this number), 0.0 at first. parents: the Values it was made from.
     give: a function without arguments. When it is called, this value's own grad is complete, and it adds
-    this value's share to the grad of each parent:
+    its share to the grad of each parent:
 
         z = x + y:   dL/dx gets dL/dz,     dL/dy gets dL/dz
         z = x y:     dL/dx gets dL/dz y,   dL/dy gets dL/dz x
 
-    In the chapter, a step returned the gradients and the walk added them up. Here each value does the adding itself.
+    In the chapter, a step returned the gradients and the backward pass added them up. Here each value adds by itself.
     A value may be used more than once, even twice in one product. Write the bodies of the two functions `give`.
     """
 
@@ -39,10 +39,10 @@ class Value:
         z = Value(self.data + other.data, (self, other))
 
         def give() -> None:
-            # solution
+            ### BEGIN SOLUTION
             self.grad += z.grad
             other.grad += z.grad
-            # end solution
+            ### END SOLUTION
 
         z.give = give
         return z
@@ -51,10 +51,10 @@ class Value:
         z = Value(self.data * other.data, (self, other))
 
         def give() -> None:
-            # solution
+            ### BEGIN SOLUTION
             self.grad += other.data * z.grad
             other.grad += self.data * z.grad
-            # end solution
+            ### END SOLUTION
 
         z.give = give
         return z
@@ -65,11 +65,11 @@ def topological_order(root: Any) -> list[Any]:
 
     value.parents is a tuple of the values that a value was made from; it is empty for those that were given.
 
-    Returns a list. Each value stands in it once, and after all of its parents; so root is the last.
-    Graphs may be 5,000 values deep, which is more than Python's stack can hold, and a value may be reached by very
-    many ways, which there is no time to walk one by one.
+    Returns a list with each value once, after all of its parents; so root is the last.
+    Graphs may be 5,000 values deep, more than Python's stack can hold, and there may be far too many paths to a value
+    to follow them one by one.
     """
-    # solution
+    ### BEGIN SOLUTION
     order: list[Any] = []
     seen: set[Any] = set()
     stack = [(root, False)]
@@ -82,24 +82,24 @@ def topological_order(root: Any) -> list[Any]:
             stack.append((value, True))
             stack += [(parent, False) for parent in value.parents]
     return order
-    # end solution
+    ### END SOLUTION
 
 
 def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """1.3: sum a gradient over the axes along which NumPy has repeated an operand of this shape.
 
-    grad: dL/dz, of the shape of the result z. shape: that of the operand x; the two broadcast together.
+    grad: dL/dz, of the shape of the result z. shape: that of the operand x.
 
     Returns dL/dx, an array of that shape, with grad's dtype; each entry of x gets the sum of the gradients of all the
     places that it was copied to. NumPy copies in two ways: it puts new axes in front, and it stretches axes of
     length 1.
     """
-    # solution
+    ### BEGIN SOLUTION
     front = tuple(range(grad.ndim - len(shape)))
     grad = grad.sum(axis=front)
     stretched = tuple(i for i, n in enumerate(shape) if n == 1)
     return grad.sum(axis=stretched, keepdims=True)
-    # end solution
+    ### END SOLUTION
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -111,13 +111,13 @@ def tanh(x: Tensor) -> Tensor:
 
     Make it as the operations in minires/tensor.py are made: compute z from x.data, write a function backward(grad)
     that takes dL/dz and returns the tuple (dL/dx,), and end with Tensor.from_op(z, (x,), backward, "tanh").
-    x.data and grad belong to others: leave them as they are.
+    Don't change x.data or grad: others use them too.
     """
-    # solution
+    ### BEGIN SOLUTION
     z = np.tanh(x.data)
 
     def backward(grad: np.ndarray) -> tuple[np.ndarray]:
         return (grad * (1 - z * z),)
 
     return Tensor.from_op(z, (x,), backward, "tanh")
-    # end solution
+    ### END SOLUTION

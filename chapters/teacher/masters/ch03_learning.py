@@ -1,7 +1,7 @@
 """Exercises of chapter 3, "Learning".
 
-3.1 log_softmax    logarithms of probabilities, for scores of any size
-3.2 cross_entropy  the loss of a batch, and its gradient
+3.1 log_softmax    logarithms of probabilities, safely
+3.2 cross_entropy  the loss of a batch and its gradient
 3.3 sgd_step       a step with momentum and weight decay
 3.4 he_init        first weights that keep a signal's size
 """
@@ -18,16 +18,16 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
 
     ln p_k = s_k - ln sum_j e^(s_j)          along the last axis
 
-    scores: (N, K), N images and K classes. Returns (N, K), dtype of scores; scores stay as they are.
+    scores: (N, K), N images and K classes. Returns (N, K), dtype of scores; scores must not change.
 
-    Scores may be as large as 10,000 or as low as -10,000, and differ much from row to row. e^1000 is too large for a
-    float, and ln 0 is minus infinity: neither may happen on the way. A softmax doesn't change when the same number is
-    taken away from all scores of a row.
+    Scores may be as large as 10,000 or as low as -10,000, and differ greatly from row to row. e^1000 is too large for
+    a float, and ln 0 is minus infinity: avoid both. A softmax doesn't change when the same number is subtracted from
+    all scores of a row.
     """
-    # solution
+    ### BEGIN SOLUTION
     shifted = scores - scores.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    # end solution
+    ### END SOLUTION
 
 
 def library_log_softmax(scores: np.ndarray) -> np.ndarray:
@@ -43,16 +43,16 @@ def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> tuple[float, np.nda
 
     scores: (N, K). labels: (N,), integers 0..K-1. p is the softmax of each row; `library_log_softmax` gives ln p.
 
-    Returns the loss, a number, and the gradient, (N, K) of the dtype of scores. scores and labels stay as they are.
+    Returns the loss, a number, and the gradient, (N, K) of the dtype of scores. scores and labels must not change.
     """
-    # solution
+    ### BEGIN SOLUTION
     n = len(labels)
     log_p = library_log_softmax(scores)
     loss = -log_p[np.arange(n), labels].mean()
     grad = np.exp(log_p)
     grad[np.arange(n), labels] -= 1
     return float(loss), grad / n
-    # end solution
+    ### END SOLUTION
 
 
 def sgd_step(
@@ -64,14 +64,14 @@ def sgd_step(
     velocity = momentum velocity + g
     w = w - lr velocity
 
-    w, grad, velocity: arrays of one shape. Returns nothing: the net holds w, so the array w itself must change, and
-    velocity too, which the next step needs. grad stays as it is: others may hold it.
+    w, grad, velocity: arrays of one shape. Returns nothing: the net has w, so the array w itself must change, and
+    velocity too, which the next step needs. grad must not change: others may use it.
     """
-    # solution
+    ### BEGIN SOLUTION
     velocity *= momentum
     velocity += grad + weight_decay * w
     w -= lr * velocity
-    # end solution
+    ### END SOLUTION
 
 
 def he_init(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -84,7 +84,7 @@ def he_init(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
     Returns float32 weights of that shape, drawn by one call of rng.standard_normal(shape).
     """
-    # solution
+    ### BEGIN SOLUTION
     fan_in = np.prod(shape[:-1])
     return (rng.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(np.float32)
-    # end solution
+    ### END SOLUTION

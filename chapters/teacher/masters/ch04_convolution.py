@@ -1,6 +1,6 @@
 """Exercises of chapter 4, "Convolution is a matrix product".
 
-4.1 output_size         how many places a kernel has
+4.1 output_size         in how many places a kernel fits
 4.2 im2col              every patch as a row
 4.3 conv_forward        a convolution as one product
 4.4 weight_gradients    backward to the weights and the bias
@@ -18,27 +18,27 @@ from minires import conv as library
 
 
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
-    """4.1: in how many places a kernel of `kernel` pixels can stand on a row of `size` pixels.
+    """4.1: in how many places a kernel of `kernel` pixels fits on a row of `size` pixels.
 
-    `padding` zeros stand on each side of the row. The kernel starts at the left end and moves by `stride` pixels; it
-    must never reach beyond the last zero. Returns a whole number.
+    The row has `padding` zeros on each side. The kernel starts at the left end and moves by `stride` pixels; it must
+    never reach beyond the last zero. Returns a whole number.
     """
-    # solution
+    ### BEGIN SOLUTION
     return (size + 2 * padding - kernel) // stride + 1
-    # end solution
+    ### END SOLUTION
 
 
 def im2col(x: np.ndarray, kh: int, kw: int, stride: int = 1, padding: int = 0) -> np.ndarray:
     """4.2: every patch of the images as a row.
 
-    x: (N, H, W, C)  ->  (N*OH*OW, KH*KW*C), dtype of x; x stays as it is.
+    x: (N, H, W, C)  ->  (N*OH*OW, KH*KW*C), dtype of x; x must not change.
 
     Rows: image by image, in each image from top to bottom, in each line from left to right. In a row: the patch from
-    top to bottom, from left to right, the C channels of a pixel side by side. The border holds zeros.
+    top to bottom, from left to right, the C channels of a pixel side by side. The border is zero.
 
         row (n, i, j), column (a, b, c)  =  x[n, stride*i + a - padding, stride*j + b - padding, c]
     """
-    # solution
+    ### BEGIN SOLUTION
     n, h, w, c = x.shape
     oh = library.output_size(h, kh, stride, padding)
     ow = library.output_size(w, kw, stride, padding)
@@ -48,7 +48,7 @@ def im2col(x: np.ndarray, kh: int, kw: int, stride: int = 1, padding: int = 0) -
         for b in range(kw):
             cols[:, :, :, a, b] = padded[:, a : a + stride * oh : stride, b : b + stride * ow : stride]
     return cols.reshape(n * oh * ow, kh * kw * c)
-    # end solution
+    ### END SOLUTION
 
 
 def conv_forward(
@@ -61,7 +61,7 @@ def conv_forward(
         y[n, i, j, f] = bias[f] + sum over a, b, c of
                             x[n, stride*i + a - padding, stride*j + b - padding, c] w[a, b, c, f]
     """
-    # solution
+    ### BEGIN SOLUTION
     kh, kw, c, f = w.shape
     oh = library.output_size(x.shape[1], kh, stride, padding)
     ow = library.output_size(x.shape[2], kw, stride, padding)
@@ -70,7 +70,7 @@ def conv_forward(
     if bias is not None:
         y = y + bias
     return y.reshape(len(x), oh, ow, f)
-    # end solution
+    ### END SOLUTION
 
 
 def weight_gradients(
@@ -83,27 +83,27 @@ def weight_gradients(
         dw[a, b, c, f] = sum over n, i, j of  grad[n, i, j, f] x[n, stride*i + a - padding, stride*j + b - padding, c]
         dbias[f]       = sum over n, i, j of  grad[n, i, j, f]
     """
-    # solution
+    ### BEGIN SOLUTION
     c, f = x.shape[3], grad.shape[3]
     cols = library.im2col(x, kh, kw, stride, padding)  # (N*OH*OW, KH*KW*C)
     g = grad.reshape(-1, f)  # (N*OH*OW, F)
     dw = cols.T @ g  # (KH*KW*C, F)
     dbias = g.sum(axis=0)
     return dw.reshape(kh, kw, c, f), dbias
-    # end solution
+    ### END SOLUTION
 
 
 def input_gradient(
     grad: np.ndarray, w: np.ndarray, shape: tuple[int, int, int, int], stride: int = 1, padding: int = 0
 ) -> np.ndarray:
-    """4.5: the gradient of a convolution for its images. Write what col2im does yourself.
+    """4.5: the gradient of a convolution for its images. Write col2im yourself.
 
     grad = dL/dy: (N, OH, OW, F), w: (KH, KW, C, F), shape: x's, (N, H, W, C)  ->  dx of that shape, dtype of grad.
 
         dx[n, r, s, c] = sum of  grad[n, i, j, f] w[a, b, c, f]  over all filters f and over all i, j, a, b with
                          stride*i + a - padding = r  and  stride*j + b - padding = s
     """
-    # solution
+    ### BEGIN SOLUTION
     n, h, width, c = shape
     kh, kw, _, f = w.shape
     oh, ow = grad.shape[1:3]
@@ -114,4 +114,4 @@ def input_gradient(
         for b in range(kw):
             padded[:, a : a + stride * oh : stride, b : b + stride * ow : stride] += cols[:, :, :, a, b]
     return padded[:, padding : padding + h, padding : padding + width]
-    # end solution
+    ### END SOLUTION

@@ -3,11 +3,11 @@
 5.1 clip_by_norm            gradient clipping by the norm of all gradients
 5.2 batch_norm_training     batch norm, forward
 5.3 BatchNorm               running statistics, training and evaluation mode
-5.4 batch_norm_backward     the fused way back
+5.4 batch_norm_backward     batch norm, backward, in one formula
 5.5 layer_norm              layer norm, forward
 
 All arrays are NumPy arrays, channel last. A channel's statistics run over all axes but the last: over N, H and W of
-pictures (N, H, W, C), over N of (N, C). The variance is the mean of the squared distances from the mean (biased:
+images (N, H, W, C), over N of (N, C). The variance is the mean of the squared distances from the mean (biased:
 divided by the count), unless the text says otherwise.
 """
 
@@ -23,13 +23,13 @@ def clip_by_norm(gradients: list[np.ndarray], max_norm: float) -> tuple[list[np.
         every gradient times  min(1, max_norm / norm)
 
     Returns a list of new arrays, in the same order, each with its gradient's dtype, and the norm before clipping, a
-    float. The given arrays stay as they are: others may hold them too. Gradients that are all zero stay zero.
+    float. The given arrays must not change: others may use them too. Gradients that are all zero stay zero.
     """
-    # solution
+    ### BEGIN SOLUTION
     norm = float(np.sqrt(sum((g * g).sum() for g in gradients)))
     scale = max_norm / norm if norm > max_norm else 1.0
     return [g * scale for g in gradients], norm
-    # end solution
+    ### END SOLUTION
 
 
 def batch_norm_training(
@@ -41,14 +41,14 @@ def batch_norm_training(
 
         xhat = (x - mean) / sqrt(var + eps)          y = gamma xhat + beta
     """
-    # solution
+    ### BEGIN SOLUTION
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axis=axes)
     centred = x - mean
     var = (centred * centred).mean(axis=axes)
     xhat = centred / np.sqrt(var + eps)
     return gamma * xhat + beta, mean, var
-    # end solution
+    ### END SOLUTION
 
 
 class BatchNorm:
@@ -61,7 +61,7 @@ class BatchNorm:
         running_var  = running_var  + momentum (M / (M - 1) var - running_var)
 
     M is how many numbers a channel has. M / (M - 1) makes the variance unbiased; the batch itself is normalised with
-    the biased one. In evaluation `forward` normalises with the running mean and variance, and changes nothing.
+    the biased one. In evaluation `forward` normalises with the running mean and variance and changes nothing.
     `normalise` below does the arithmetic.
     """
 
@@ -80,7 +80,7 @@ class BatchNorm:
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """x: (N, H, W, C) or (N, C)  ->  y of the same shape."""
-        # solution
+        ### BEGIN SOLUTION
         if not self.training:
             return self.normalise(x, self.running_mean, self.running_var)
         axes = tuple(range(x.ndim - 1))
@@ -90,7 +90,7 @@ class BatchNorm:
         self.running_mean = self.running_mean + self.momentum * (mean - self.running_mean)
         self.running_var = self.running_var + self.momentum * (unbiased - self.running_var)
         return self.normalise(x, mean, var)
-        # end solution
+        ### END SOLUTION
 
 
 def batch_norm_backward(
@@ -104,7 +104,7 @@ def batch_norm_backward(
         dbeta = sum grad          dgamma = sum grad xhat
         dx = gamma s (grad - dbeta / M - xhat dgamma / M)
     """
-    # solution
+    ### BEGIN SOLUTION
     axes = tuple(range(x.ndim - 1))
     m = x.size // x.shape[-1]
     s = 1 / np.sqrt(x.var(axis=axes) + eps)
@@ -113,7 +113,7 @@ def batch_norm_backward(
     dgamma = (grad * xhat).sum(axis=axes)
     dx = gamma * s * (grad - dbeta / m - xhat * dgamma / m)
     return dx, dgamma, dbeta
-    # end solution
+    ### END SOLUTION
 
 
 def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float = 1e-5) -> np.ndarray:
@@ -123,9 +123,9 @@ def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float = 
 
         xhat = (x - mean) / sqrt(var + eps)          y = gamma xhat + beta
     """
-    # solution
+    ### BEGIN SOLUTION
     mean = x.mean(axis=-1, keepdims=True)
     centred = x - mean
     var = (centred * centred).mean(axis=-1, keepdims=True)
     return gamma * centred / np.sqrt(var + eps) + beta
-    # end solution
+    ### END SOLUTION

@@ -28,7 +28,7 @@ def plain_layers(depth: int, width: int = 16, size: int = 32) -> list[tuple[int,
 
     Returns a list of depth - 1 tuples of four whole numbers: the linear layer is not in it.
     """
-    # solution
+    ### BEGIN SOLUTION
     n = (depth - 2) // 6
     layers = [(3, width, 1, size)]
     c_in = width
@@ -40,7 +40,7 @@ def plain_layers(depth: int, width: int = 16, size: int = 32) -> list[tuple[int,
             layers.append((c_in, c_out, stride, size))
             c_in = c_out
     return layers
-    # end solution
+    ### END SOLUTION
 
 
 def verdict(shallow: tuple[float, float], deep: tuple[float, float]) -> str:
@@ -54,49 +54,49 @@ def verdict(shallow: tuple[float, float], deep: tuple[float, float]) -> str:
 
     Equal is not worse.
     """
-    # solution
+    ### BEGIN SOLUTION
     if deep[0] > shallow[0]:
         return "degradation"
     if deep[1] > shallow[1]:
         return "overfitting"
     return "no harm"
-    # end solution
+    ### END SOLUTION
 
 
 def gradient_norms(net: Module, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """6.3: the norm of the loss's gradient for the weights of each convolution, in the order of the layers.
 
-    net: a plain or residual net, used in the mode that it is in. It may still hold gradients of earlier batches, which
-    must not count. x: images (N, H, W, 3), y: labels (N,), integers.
+    net: a plain or residual net; keep its mode. It may still have gradients of earlier batches, which must not count.
+    x: images (N, H, W, 3), y: labels (N,), integers.
 
         norm of layer l  =  sqrt(sum of the squares of all entries of dL/dw_l),     L = cross_entropy(net(x), y)
 
     Returns float64, (number of convolutions,). Of the parameters, net.parameters(), in order, a convolution's weights
     are those with four axes. p.grad is the gradient of parameter p.
     """
-    # solution
+    ### BEGIN SOLUTION
     net.zero_grad()
     loss = cross_entropy(net(Tensor(x)), y)
     loss.backward()
     return np.array([np.sqrt((p.grad**2).sum()) for p in net.parameters() if p.ndim == 4], np.float64)
-    # end solution
+    ### END SOLUTION
 
 
 def identity_kernel(channels: int, size: int) -> np.ndarray:
-    """6.4: the kernel of a convolution that gives out what comes in.
+    """6.4: the kernel of a convolution that outputs its input.
 
     With stride 1 and padding (size - 1) / 2, conv2d(x, identity_kernel(C, size)) is x, for every x (N, H, W, C).
     size: odd. Returns float32, (size, size, C, C): rows, columns, channels in, channels out.
     """
-    # solution
+    ### BEGIN SOLUTION
     kernel = np.zeros((size, size, channels, channels), np.float32)
     kernel[size // 2, size // 2] = np.eye(channels)
     return kernel
-    # end solution
+    ### END SOLUTION
 
 
 def identity_norm(x: np.ndarray, eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """6.5: gamma, beta and running statistics with which batch norm gives x back.
+    """6.5: gamma, beta and running statistics with which batch norm returns x.
 
     Batch norm, in training with the batch's mean and (biased) variance of each channel, in evaluation with the running
     ones:
@@ -104,12 +104,12 @@ def identity_norm(x: np.ndarray, eps: float = 1e-5) -> tuple[np.ndarray, np.ndar
         y = gamma (x - mean) / sqrt(var + eps) + beta
 
     x: (N, H, W, C)  ->  gamma, beta, running mean, running variance, each (C,), of the dtype of x, such that y = x in
-    training and in evaluation. Four arrays of their own: training will write into each of them. x stays as it is.
+    training and in evaluation. Four separate arrays: training will write into each of them. x must not change.
     """
-    # solution
+    ### BEGIN SOLUTION
     mean = x.mean(axis=(0, 1, 2))
     var = x.var(axis=(0, 1, 2))
     gamma = np.sqrt(var + eps).astype(x.dtype)
     beta = mean.copy()
     return gamma, beta, mean, var
-    # end solution
+    ### END SOLUTION

@@ -1,8 +1,8 @@
 """Exercises of chapter 7, "Learn the difference".
 
-7.1 residual_backward      the way back through y = x + F(x)
+7.1 residual_backward      the backward pass of y = x + F(x)
 7.2 option_a               a shortcut that fits x to a new shape, without parameters
-7.3 option_a_backward      its way back
+7.3 option_a_backward      option A, backward
 7.4 projection             a shortcut with parameters: options B and C
 7.5 block_forward          a basic block, put together
 
@@ -24,12 +24,12 @@ def residual_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """7.1: the gradients of a residual block.
 
-        y = x + F(x)          F(x) = relu(x w1) w2          no ReLU behind the sum
+        y = x + F(x)          F(x) = relu(x w1) w2          no ReLU after the sum
 
     x: (N, C), w1: (C, D), w2: (D, C), grad = dL/dy: (N, C). Arrays; relu(t) is the larger of t and 0.
-    Returns dL/dx (N, C), dL/dw1 (C, D), dL/dw2 (D, C), of the dtype of x. What is given stays as it is.
+    Returns dL/dx (N, C), dL/dw1 (C, D), dL/dw2 (D, C), of the dtype of x. The arguments must not change.
     """
-    # solution
+    ### BEGIN SOLUTION
     a = x @ w1  # (N, D)
     h = np.maximum(a, 0)
     dw2 = h.T @ grad
@@ -37,37 +37,37 @@ def residual_backward(
     dw1 = x.T @ da
     dx = grad + da @ w1.T
     return dx, dw1, dw2
-    # end solution
+    ### END SOLUTION
 
 
 def option_a(x: np.ndarray, stride: int, channels: int) -> np.ndarray:
-    """7.2: the shortcut of option A: every stride-th pixel, and zeros for the channels that are lacking.
+    """7.2: the shortcut of option A: every stride-th pixel, and zeros for the missing channels.
 
     x: (N, H, W, C), channels: C or more  ->  (N, ceil(H / stride), ceil(W / stride), channels), dtype of x, a new
-    array. Pixel (i, j) of the result is pixel (stride*i, stride*j) of x. Of the channels - C zeros, half stand in front
-    of x's channels and half behind; if they are odd in number, the one more stands behind.
+    array. Pixel (i, j) of the result is pixel (stride*i, stride*j) of x. Of the channels - C zeros, half go before x's
+    channels and half after; if their number is odd, the extra one goes after.
     """
-    # solution
+    ### BEGIN SOLUTION
     kept = x[:, ::stride, ::stride]
     front = (channels - x.shape[3]) // 2
     y = np.zeros((*kept.shape[:3], channels), x.dtype)
     y[..., front : front + x.shape[3]] = kept
     return y
-    # end solution
+    ### END SOLUTION
 
 
 def option_a_backward(grad: np.ndarray, shape: tuple[int, int, int, int], stride: int) -> np.ndarray:
-    """7.3: the way back through the shortcut of exercise 7.2.
+    """7.3: the backward pass of exercise 7.2.
 
-    grad: the gradient of its result, shape: x's, (N, H, W, C)  ->  dL/dx of that shape, dtype of grad. What was kept
-    gets its gradient back; pixels that were left out had no say and get 0.
+    grad: the gradient of its result, shape: x's, (N, H, W, C)  ->  dL/dx of that shape, dtype of grad. Pixels that
+    were kept get their gradient back; those that were left out had no influence and get 0.
     """
-    # solution
+    ### BEGIN SOLUTION
     front = (grad.shape[3] - shape[3]) // 2
     dx = np.zeros(shape, grad.dtype)
     dx[:, ::stride, ::stride] = grad[..., front : front + shape[3]]
     return dx
-    # end solution
+    ### END SOLUTION
 
 
 def projection(
@@ -81,12 +81,12 @@ def projection(
         z[n, i, j, f] = sum over c of  x[n, stride*i, stride*j, c] w[c, f]
         y = gamma (z - mean) / sqrt(var + eps) + beta        mean, var of each channel of z, over N, H and W (biased)
     """
-    # solution
+    ### BEGIN SOLUTION
     z = x[:, ::stride, ::stride] @ w  # (N, OH, OW, F)
     mean = z.mean(axis=(0, 1, 2))
     var = z.var(axis=(0, 1, 2))
     return (gamma * (z - mean) / np.sqrt(var + eps) + beta).astype(x.dtype)
-    # end solution
+    ### END SOLUTION
 
 
 Layer = Callable[[Tensor], Tensor]
@@ -102,9 +102,9 @@ def block_forward(
     Each layer is called with a Tensor and returns one. shortcut None: x itself is added. relu is imported above; two
     Tensors are added by +. Each layer is called once: batch norm counts its calls, in its running statistics.
     """
-    # solution
+    ### BEGIN SOLUTION
     h = relu(bn1(conv1(x)))
     h = bn2(conv2(h))
     s = x if shortcut is None else shortcut(x)
     return relu(h + s)
-    # end solution
+    ### END SOLUTION

@@ -1,10 +1,10 @@
 """Exercises of chapter 9, "Bottlenecks".
 
-9.1 multiply_adds           of a convolution
-9.2 block_parameters        of a bottleneck, its norms and its projection
+9.1 multiply_adds           the multiply-adds of a convolution
+9.2 block_parameters        the parameters of a bottleneck
 9.3 bottleneck_forward      a bottleneck from its layers
-9.4 from_torch              a weight in PyTorch's layout, turned into ours
-9.5 fold                    a norm put into the convolution before it
+9.4 from_torch              a weight from PyTorch's layout to ours
+9.5 fold                    a norm folded into the convolution before it
 
 The letters: N images, H W C height, width, channels in, F channels out, KH KW kernel. Images are (N, H, W, C).
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minires.conv import output_size
-from minires.functional import add_relu
+from minires.functional import relu
 from minires.tensor import Tensor
 
 
@@ -25,13 +25,13 @@ def multiply_adds(h: int, w: int, c: int, f: int, kernel: int, stride: int = 1, 
 
     The image is h x w pixels with c channels; the kernel is kernel x kernel; f channels come out. Each number of the
     output is a sum over its patch, and each product in that sum counts one. Products with the border's zeros count too.
-    Returns a whole number. output_size(size, kernel, stride, padding) is there for you.
+    Returns a whole number. Use output_size(size, kernel, stride, padding).
     """
-    # solution
+    ### BEGIN SOLUTION
     oh = output_size(h, kernel, stride, padding)
     ow = output_size(w, kernel, stride, padding)
     return oh * ow * f * kernel * kernel * c
-    # end solution
+    ### END SOLUTION
 
 
 def block_parameters(c_in: int, width: int, stride: int = 1) -> int:
@@ -43,7 +43,7 @@ def block_parameters(c_in: int, width: int, stride: int = 1) -> int:
     No convolution has a bias. A norm follows each of them, with a gamma and a beta for each of its channels. Returns a
     whole number.
     """
-    # solution
+    ### BEGIN SOLUTION
     c_out = 4 * width
     weights = c_in * width + 9 * width * width + width * c_out
     norms = 2 * (width + width + c_out)
@@ -51,30 +51,28 @@ def block_parameters(c_in: int, width: int, stride: int = 1) -> int:
         weights += c_in * c_out
         norms += 2 * c_out
     return weights + norms
-    # end solution
+    ### END SOLUTION
 
 
 def bottleneck_forward(x: Tensor, block: Any) -> Tensor:
     """9.3: a bottleneck, from its layers:  y = relu(F(x) + shortcut(x)).
 
     F is 1x1, norm, ReLU, 3x3, norm, ReLU, 1x1, norm: the layers block.conv1, block.bn1, block.conv2, block.bn2,
-    block.conv3, block.bn3. Each is called with a Tensor and returns one; a norm called as block.bn1(t, relu=True) has
-    its ReLU built in. block.downsample is the layer on the shortcut, or None where x goes through as it is.
+    block.conv3, block.bn3. Each is called with a Tensor and returns one. So is block.shortcut, which returns x itself
+    where no shape changes. relu is imported above.
 
     x: Tensor (N, H, W, C). Call each layer once: a norm in training moves its running statistics with every call.
-    add_relu(a, b) is max(0, a + b).
     """
-    # solution
-    h = block.bn1(block.conv1(x), relu=True)
-    h = block.bn2(block.conv2(h), relu=True)
+    ### BEGIN SOLUTION
+    h = relu(block.bn1(block.conv1(x)))
+    h = relu(block.bn2(block.conv2(h)))
     h = block.bn3(block.conv3(h))
-    shortcut = x if block.downsample is None else block.downsample(x)
-    return add_relu(h, shortcut)
-    # end solution
+    return relu(h + block.shortcut(x))
+    ### END SOLUTION
 
 
 def from_torch(w: np.ndarray) -> np.ndarray:
-    """9.4: a parameter in PyTorch's layout, turned into ours. Every number stays with its channels and its pixel.
+    """9.4: a parameter from PyTorch's layout to ours. Every number keeps its channels and its pixel.
 
         convolution   (F, C, KH, KW)  ->  (KH, KW, C, F)
         linear        (F, C)          ->  (C, F)
@@ -82,27 +80,27 @@ def from_torch(w: np.ndarray) -> np.ndarray:
 
     dtype of w.
     """
-    # solution
+    ### BEGIN SOLUTION
     if w.ndim == 4:
         return w.transpose(2, 3, 1, 0)
     if w.ndim == 2:
         return w.T
     return w
-    # end solution
+    ### END SOLUTION
 
 
 def fold(
     w: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """9.5: put a norm into the convolution before it.
+    """9.5: fold a norm into the convolution before it.
 
     In evaluation, a batch norm is a scale and a shift of each channel. So there are a weight w2 and a bias b2 with
 
         conv(x, w2) + b2  =  gamma (conv(x, w) - mean) / sqrt(var + eps) + beta        for every x
 
-    w: (KH, KW, C, F); gamma, beta, mean, var: (F,)  ->  w2: (KH, KW, C, F), b2: (F,), dtype of w; w stays as it is.
+    w: (KH, KW, C, F); gamma, beta, mean, var: (F,)  ->  w2: (KH, KW, C, F), b2: (F,), dtype of w; w must not change.
     """
-    # solution
+    ### BEGIN SOLUTION
     scale = gamma / np.sqrt(var + eps)  # (F,)
     return w * scale, beta - mean * scale
-    # end solution
+    ### END SOLUTION

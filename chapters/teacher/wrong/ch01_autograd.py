@@ -1,6 +1,6 @@
-"""Wrong answers to the exercises of chapter 1, and what a student must be told about each."""
+"""Wrong answers to the exercises of chapter 1, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     Wrong(
@@ -94,19 +94,19 @@ WRONG = [
         "depth first, outputs before inputs",
         "return order",
         "return order[::-1]",
-        "stands after 'y', which was made from it ... wrong for: three in a row",
+        "comes after 'y', which was made from it ... wrong for: three in a row",
     ),
     Wrong(
         "1.2",
         "depth first, listed on the way down and then reversed",
         "            stack.append((value, True))\n",
         "            order.insert(0, value)\n",
-        "'x' stands after 'u', which was made from it. wrong for: a diamond",
+        "'x' comes after 'u', which was made from it. wrong for: a diamond",
     ),
-    Wrong("1.2", "no set of values seen", "elif value not in seen:", "else:", "'x' stands in the list more than once"),
+    Wrong("1.2", "no set of values seen", "elif value not in seen:", "else:", "'x' is in the list more than once"),
     Wrong(
         "1.2",
-        "neither a set nor a mark: every way is walked",
+        "neither a set nor a mark: every path is followed",
         "        if parents_are_listed:\n            order.append(value)\n        elif value not in seen:",
         "        if parents_are_listed:\n            if value not in order:\n                order.append(value)\n"
         "        else:",
@@ -120,7 +120,7 @@ WRONG = [
         "        else:\n            stack.append((value, True))\n            for parent in value.parents:\n"
         "                if parent not in seen:\n                    seen.add(parent)\n"
         "                    stack.append((parent, False))\n",
-        "'x' stands after 'u', which was made from it. wrong for: a shortcut as first parent",
+        "'x' comes after 'u', which was made from it. wrong for: a shortcut as first parent",
     ),
     Wrong(
         "1.2",
@@ -152,7 +152,7 @@ WRONG = [
         "    order, queue = [root], [root]\n    while queue:\n        for parent in queue.pop(0).parents:\n"
         "            if parent in order:\n                order.remove(parent)\n            else:\n"
         "                queue.append(parent)\n            order.append(parent)\n    return order[::-1]\n",
-        "'x' stands after 'w', which was made from it. wrong for: a shortcut around two. right for: ",
+        "'x' comes after 'w', which was made from it. wrong for: a shortcut around two. right for: ",
     ),
     Wrong("1.2", "the set returned", "return order", "return seen", "wrong type: a set, expected a list"),
     # ---- 1.3

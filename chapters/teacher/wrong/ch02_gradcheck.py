@@ -1,6 +1,6 @@
-"""Wrong answers to the exercises of chapter 2, and what a student must be told about each."""
+"""Wrong answers to the exercises of chapter 2, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     # ---- 2.1

@@ -1,6 +1,6 @@
-"""Wrong answers to the exercises of chapter 3, and what a student must be told about each."""
+"""Wrong answers to the exercises of chapter 3, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     # ---- 3.1
@@ -228,20 +228,20 @@ WRONG = [
         "velocity after 3 steps: constant ratio 0.1",
     ),
     Wrong("3.3", "the gradient alone moves w", "w -= lr * velocity", "w -= lr * grad", "wrong for: momentum"),
-    Wrong("3.3", "a new w", "w -= lr * velocity", "w = w - lr * velocity", "the array w is as it was"),
+    Wrong("3.3", "a new w", "w -= lr * velocity", "w = w - lr * velocity", "the array w has not changed"),
     Wrong(
         "3.3",
         "a new velocity",
         "    velocity *= momentum\n    velocity += grad + weight_decay * w\n",
         "    velocity = momentum * velocity + grad + weight_decay * w\n",
-        "the array velocity is as it was",
+        "the array velocity has not changed",
     ),
     Wrong(
         "3.3",
         "w moved before velocity",
         "    velocity *= momentum\n    velocity += grad + weight_decay * w\n    w -= lr * velocity\n",
         "    w -= lr * velocity\n    velocity *= momentum\n    velocity += grad + weight_decay * w\n",
-        "the array w is as it was: w = ... makes a new array ... or is w moved before velocity, which begins with",
+        "the array w has not changed: w = ... makes a new array ... or does w move before velocity",
     ),
     Wrong(
         "3.3",

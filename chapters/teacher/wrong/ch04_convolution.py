@@ -1,6 +1,6 @@
-"""Wrong answers to the exercises of chapter 4, and what a student must be told about each."""
+"""Wrong answers to the exercises of chapter 4, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     Wrong(
@@ -77,14 +77,14 @@ WRONG = [
     Wrong("4.3", "bias multiplied", "y = y + bias", "y = y * bias", "wrong for: a bias"),
     Wrong(
         "4.3",
-        "stride not handed on",
+        "stride not passed on",
         "library.im2col(x, kh, kw, stride, padding)",
         "library.im2col(x, kh, kw, padding=padding)",
         "it stops with ValueError ... wrong for: stride 2",
     ),
     Wrong(
         "4.3",
-        "padding not handed on",
+        "padding not passed on",
         "library.im2col(x, kh, kw, stride, padding)",
         "library.im2col(x, kh, kw, stride)",
         "it stops with ValueError ... wrong for: padding 1",

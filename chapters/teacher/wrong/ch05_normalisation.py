@@ -1,6 +1,6 @@
-"""Wrong answers to the exercises of chapter 5, and what a student must be told about each."""
+"""Wrong answers to the exercises of chapter 5, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     Wrong(
@@ -64,7 +64,7 @@ WRONG = [
         "given arrays returned",
         "    return [g * scale for g in gradients], norm",
         "    if norm <= max_norm:\n        return gradients, norm\n    return [g * scale for g in gradients], norm",
-        "it returns an array that it was given: expected new arrays, also where nothing is clipped ... "
+        "it returns an array that it was given; expected new arrays, even where nothing is clipped ... "
         "wrong for: one gradient that is short enough",
     ),
     Wrong(
@@ -74,7 +74,7 @@ WRONG = [
         "[np.float64(scale) * g for g in gradients]",
         "wrong dtype: float64, expected float32",
     ),
-    Wrong("5.2", "mean over the first axis only", "axes = tuple(range(x.ndim - 1))", "axes = 0", "wrong for: pictures"),
+    Wrong("5.2", "mean over the first axis only", "axes = tuple(range(x.ndim - 1))", "axes = 0", "wrong for: images"),
     Wrong(
         "5.2",
         "mean over the channels",
@@ -100,7 +100,7 @@ WRONG = [
     ),
     Wrong(
         "5.2",
-        "mean not taken away",
+        "mean not subtracted",
         "xhat = centred / ",
         "xhat = x / ",
         "y: off by one constant per channel ... wrong for: gamma 1",
@@ -200,7 +200,7 @@ WRONG = [
         "only the examples counted",
         "m = x.size // x.shape[-1]",
         "m = len(x)",
-        "running_var: ... wrong for: pictures",
+        "running_var: ... wrong for: images",
     ),
     Wrong(
         "5.3",
@@ -229,14 +229,14 @@ WRONG = [
         "variance term dropped",
         " - xhat * dgamma / m)",
         ")",
-        "dx lacks the third term, the one with xhat ... wrong for: gamma 1",
+        "the third term of dx is missing, the one with xhat ... wrong for: gamma 1",
     ),
     Wrong(
         "5.4",
         "mean and variance taken as constants",
         "(grad - dbeta / m - xhat * dgamma / m)",
         "grad",
-        "dx lacks the second and third term ... wrong for: gamma 1",
+        "the second and third term of dx are missing ... wrong for: gamma 1",
     ),
     Wrong(
         "5.4", "1/M forgotten", "dbeta / m - xhat * dgamma / m", "dbeta - xhat * dgamma", "dx: ... wrong for: gamma 1"
@@ -246,7 +246,7 @@ WRONG = [
         "only the examples counted",
         "m = x.size // x.shape[-1]",
         "m = len(x)",
-        "dx is divided by N ... wrong for: pictures",
+        "dx is divided by N ... wrong for: images",
     ),
     Wrong(
         "5.4",
@@ -270,7 +270,7 @@ WRONG = [
         "dbeta = grad.mean(axis=axes)",
         "dx: off by one constant per channel ... wrong for: gamma 1",
     ),
-    Wrong("5.4", "sums over the first axis only", "axes = tuple(range(x.ndim - 1))", "axes = 0", "wrong for: pictures"),
+    Wrong("5.4", "sums over the first axis only", "axes = tuple(range(x.ndim - 1))", "axes = 0", "wrong for: images"),
     Wrong("5.4", "unbiased variance", "x.var(axis=axes)", "x.var(axis=axes, ddof=1)", "dx: ... wrong for: gamma 1"),
     Wrong("5.4", "dgamma and dbeta swapped", "return dx, dgamma, dbeta", "return dx, dbeta, dgamma", "dgamma: "),
     Wrong(
@@ -296,10 +296,10 @@ WRONG = [
     ),
     Wrong(
         "5.5",
-        "over the whole picture",
+        "over the entire image",
         "mean = x.mean(axis=-1, keepdims=True)",
         "mean = x.mean(axis=tuple(range(1, x.ndim)), keepdims=True)",
-        "wrong for: pictures",
+        "wrong for: images",
     ),
     Wrong(
         "5.5",

@@ -1,11 +1,11 @@
-"""Wrong answers to the exercises of chapter 6, and what a student must be told about each."""
+"""Wrong answers to the exercises of chapter 6, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     Wrong(
         "6.1",
-        "n convolutions a stage, not n blocks",
+        "n convolutions per stage, not n blocks",
         "range(2 * n)",
         "range(n)",
         "wrong number of results: expected 7, got 4 of them",
@@ -65,7 +65,7 @@ WRONG = [
     ),
     Wrong(
         "6.1",
-        "the input's size in place of the output's",
+        "the input's size instead of the output's",
         "size = size // stride\n            layers.append((c_in, c_out, stride, size))",
         "layers.append((c_in, c_out, stride, size))\n            size = size // stride",
         "wrong for: depth 8",
@@ -143,7 +143,7 @@ WRONG = [
         "old gradients not forgotten",
         "    net.zero_grad()\n",
         "",
-        "wrong for: a net that holds gradients of another batch. right for: a plain net",
+        "wrong for: a net with gradients of another batch. right for: a plain net",
     ),
     Wrong(
         "6.3",
@@ -203,7 +203,7 @@ WRONG = [
     ),
     Wrong(
         "6.4",
-        "the corner in place of the middle",
+        "the corner instead of the middle",
         "kernel[size // 2, size // 2]",
         "kernel[0, 0]",
         "wrong for: 3x3, one channel ... right for: 1x1, one channel; 1x1, three channels",
@@ -305,7 +305,7 @@ WRONG = [
         "return gamma, beta, np.zeros_like(mean), np.ones_like(var)",
         "running mean: all zero",
     ),
-    Wrong("6.5", "beta and mean one array", "mean.copy()", "mean", "one and the same array"),
+    Wrong("6.5", "beta and mean one array", "mean.copy()", "mean", "two of the four are the same array"),
     Wrong("6.5", "gamma and beta swapped", "return gamma, beta,", "return beta, gamma,", "gamma: "),
     Wrong(
         "6.5",

@@ -1,6 +1,6 @@
-"""Wrong answers to the exercises of chapter 7, and what a student must be told about each."""
+"""Wrong answers to the exercises of chapter 7, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     Wrong(
@@ -106,14 +106,14 @@ WRONG = [
     ),
     Wrong(
         "7.2",
-        "all zeros behind",
+        "all zeros after",
         "(channels - x.shape[3]) // 2",
         "0",
         "shifted by -1 along axes (3,) ... wrong for: twice the channels",
     ),
     Wrong(
         "7.2",
-        "all zeros in front",
+        "all zeros before",
         "(channels - x.shape[3]) // 2",
         "channels - x.shape[3]",
         "shifted by 1 along axes (3,) ... wrong for: twice the channels",
@@ -134,7 +134,7 @@ WRONG = [
     ),
     Wrong(
         "7.2",
-        "channels repeated in place of zeros",
+        "channels repeated instead of zeros",
         "y = np.zeros((*kept.shape[:3], channels), x.dtype)",
         "y = np.resize(kept, (channels, *kept.shape[:3])).transpose(1, 2, 3, 0).copy()",
         "not zero where it should be ... wrong for: twice the channels",
@@ -265,14 +265,14 @@ WRONG = [
         "7.4", "float64 hard-wired", ".astype(x.dtype)", ".astype(np.float64)", "wrong dtype: float64, expected float32"
     ),
     Wrong("7.5", "ReLU before the sum", "return relu(h + s)", "return relu(h) + s", "y: ... wrong for: x itself"),
-    Wrong("7.5", "no ReLU behind the sum", "return relu(h + s)", "return h + s", "y: not zero where it should be"),
+    Wrong("7.5", "no ReLU after the sum", "return relu(h + s)", "return h + s", "y: not zero where it should be"),
     Wrong("7.5", "no ReLU between the convolutions", "relu(bn1(conv1(x)))", "bn1(conv1(x))", "wrong for: x itself"),
     Wrong("7.5", "ReLU before the norm", "relu(bn1(conv1(x)))", "bn1(relu(conv1(x)))", "wrong for: x itself"),
     Wrong("7.5", "no shortcut", "relu(h + s)", "relu(h + 0 * s)", "y: ... wrong for: x itself"),
     Wrong("7.5", "a ReLU on the shortcut", "return relu(h + s)", "return relu(h + relu(s))", "wrong for: x itself"),
     Wrong(
         "7.5",
-        "the shortcut begins behind the first layer",
+        "the shortcut begins after the first layer",
         "h = relu(bn1(conv1(x)))",
         "x = h = relu(bn1(conv1(x)))",
         "wrong for: x itself",
@@ -302,22 +302,22 @@ WRONG = [
     ),
     Wrong(
         "7.5",
-        "an array taken out, behind the sum",
+        "an array taken out after the sum",
         "return relu(h + s)",
         "return Tensor(np.maximum((h + s).data, 0))",
-        "no gradient finds its way back",
+        "no gradient gets back from y to conv1",
     ),
     Wrong(
         "7.5",
-        "an array taken out, between the convolutions",
+        "an array taken out between the convolutions",
         "relu(bn1(conv1(x)))",
         "Tensor(np.maximum(bn1(conv1(x)).data, 0))",
-        "no gradient finds its way back",
+        "no gradient gets back from y to conv1",
     ),
     Wrong("7.5", "the difference", "relu(h + s)", "relu(h - s)", "wrong for: x itself"),
     Wrong(
         "7.5",
-        "an array in place of a Tensor",
+        "an array instead of a Tensor",
         "return relu(h + s)",
         "return relu(h + s).data",
         "wrong type: an array of shape (1, 4, 4, 3), expected a Tensor",

@@ -1,6 +1,6 @@
 """Wrong answers that students may give to the exercises of chapter 8, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     Wrong(
@@ -29,7 +29,7 @@ WRONG = [
         "warm-up a step too long",
         "if step < warmup:",
         "if step < warmup + 1:",
-        "the rate is 0.01, expected 0.1 ... wrong for: the first step; the first step behind a warm-up.",
+        "the rate is 0.01, expected 0.1 ... wrong for: the first step; the first step after a warm-up.",
     ),
     Wrong(
         "8.1",
@@ -61,7 +61,7 @@ WRONG = [
     ),
     Wrong(
         "8.1",
-        "falls by 2 in place of 10",
+        "falls by 2 instead of 10",
         "        return lr / 10\n    return lr / 100",
         "        return lr / 2\n    return lr / 4",
         "constant ratio 5: ... wrong for: the step where it falls",
@@ -124,10 +124,10 @@ WRONG = [
     ),
     Wrong(
         "8.2",
-        "top and left exchanged",
+        "top and left swapped",
         "rows = top[:, None] + np.arange(h)  # (N, H)\n    columns = left[:, None]",
         "rows = left[:, None] + np.arange(h)  # (N, H)\n    columns = top[:, None]",
-        "top and left are exchanged ... wrong for: another top; another left",
+        "top and left are swapped ... wrong for: another top; another left",
     ),
     Wrong(
         "8.2",
@@ -188,7 +188,7 @@ WRONG = [
     ),
     Wrong(
         "8.3",
-        "a mean image in place of a mean colour",
+        "a mean image instead of a mean colour",
         "train_images.mean(axis=(0, 1, 2))",
         "train_images.mean(axis=0)",
         "wrong for: the training images themselves, one channel",
@@ -289,7 +289,7 @@ WRONG = [
         "each cell counted once",
         "np.add.at(matrix, (labels, guesses), 1)",
         "matrix[labels, guesses] += 1",
-        "a cell that is named more than once was counted once only ... wrong for: the same mistake twice; many",
+        "a cell that is indexed more than once was counted only once ... wrong for: the same mistake twice; many",
     ),
     Wrong(
         "8.5",

@@ -1,6 +1,6 @@
-"""Wrong answers to the exercises of chapter 9, and what a student must be told about each."""
+"""Wrong answers to the exercises of chapter 9, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     Wrong(
@@ -18,7 +18,7 @@ WRONG = [
         "right only for square pictures",
         "output_size(w, kernel",
         "output_size(h, kernel",
-        "wrong for: a picture that is not square",
+        "wrong for: an image that is not square",
     ),
     Wrong(
         "9.1",
@@ -86,50 +86,50 @@ WRONG = [
         "9.3",
         "a ReLU before the sum",
         "block.bn3(block.conv3(h))",
-        "block.bn3(block.conv3(h), relu=True)",
+        "relu(block.bn3(block.conv3(h)))",
         "y: ... wrong for: the identity on the shortcut",
     ),
     Wrong(
         "9.3",
         "no ReLU after the first norm",
-        "block.bn1(block.conv1(x), relu=True)",
+        "relu(block.bn1(block.conv1(x)))",
         "block.bn1(block.conv1(x))",
         "y: ... wrong for: the identity on the shortcut",
     ),
     Wrong(
         "9.3",
         "no ReLU after the sum",
-        "return add_relu(h, shortcut)",
-        "return h + shortcut",
+        "return relu(h + block.shortcut(x))",
+        "return h + block.shortcut(x)",
         "y: not zero where it should be",
     ),
     Wrong(
         "9.3",
-        "an array taken out, behind the sum",
-        "return add_relu(h, shortcut)",
-        "return Tensor(np.maximum((h + shortcut).data, 0))",
-        "no gradient finds its way back",
+        "an array taken out after the sum",
+        "return relu(h + block.shortcut(x))",
+        "return Tensor(np.maximum((h + block.shortcut(x)).data, 0))",
+        "no gradient gets back",
     ),
     Wrong(
         "9.3",
         "a plain net: no shortcut",
-        "return add_relu(h, shortcut)",
-        "return add_relu(h, h * 0)",
+        "return relu(h + block.shortcut(x))",
+        "return relu(h)",
         "y: ... wrong for: the identity on the shortcut",
     ),
     Wrong(
         "9.3",
         "the layer on the shortcut ignored",
-        "x if block.downsample is None else block.downsample(x)",
+        "block.shortcut(x)",
         "x",
-        "it stops with ValueError: add_relu ... wrong for: channels change, a projection",
+        "it stops with ValueError ... return relu(h + x) ... wrong for: channels change, a projection",
     ),
     Wrong(
         "9.3",
-        "the layer on the shortcut always called",
-        "x if block.downsample is None else block.downsample(x)",
-        "block.downsample(x)",
-        "it stops with TypeError ... wrong for: the identity on the shortcut",
+        "the shortcut starts at h",
+        "block.shortcut(x)",
+        "block.shortcut(h)",
+        "y: ... wrong for: the identity on the shortcut",
     ),
     Wrong(
         "9.3",
@@ -148,20 +148,20 @@ WRONG = [
     Wrong(
         "9.3",
         "the shortcut cut off from the graph",
-        "return add_relu(h, shortcut)",
-        "return add_relu(h, Tensor(shortcut.data))",
+        "return relu(h + block.shortcut(x))",
+        "return relu(h + Tensor(block.shortcut(x).data))",
         "the gradient for x: ... wrong for: the identity",
     ),
     Wrong(
         "9.3",
         "an array for a Tensor",
-        "return add_relu(h, shortcut)",
-        "return add_relu(h, shortcut).data",
-        "y: wrong type: an array ... wanted a Tensor",
+        "return relu(h + block.shortcut(x))",
+        "return relu(h + block.shortcut(x)).data",
+        "y: wrong type: an array ... expected a Tensor",
     ),
     Wrong(
         "9.4",
-        "reshape for transpose",
+        "reshape instead of transpose",
         "w.transpose(2, 3, 1, 0)",
         "w.reshape(w.shape[2], w.shape[3], w.shape[1], w.shape[0])",
         "the right numbers in another order ... wrong for: a 1x1 convolution",

@@ -1,6 +1,6 @@
-"""Wrong answers to the exercises of chapter 10, and what a student must be told about each."""
+"""Wrong answers to the exercises of chapter 10, and the diagnosis that each must get."""
 
-from minires.course.exercises import Wrong
+from minires.course.masters import Wrong
 
 WRONG = [
     Wrong(
@@ -16,19 +16,17 @@ WRONG = [
         "xp = array_module(labels)",
         "from minires.backend import device_of, to_device, to_host\n"
         "    return to_device(smooth_targets_on_the_host(to_host(labels), classes, smoothing), device_of(labels))",
-        "it takes an array from the device to the host (asnumpy) ... right for: no smoothing, with NumPy",
+        "it copies an array from the device to the host (asnumpy) ... right for: no smoothing, with NumPy",
     ),
     Wrong(
         "10.1",
         "the index made on the host",
         "xp.arange(len(labels))",
         "np.arange(len(labels))",
-        "it takes an array from the host to the device",
+        "it copies an array from the host to the device",
     ),
     Wrong("10.1", "float64", ", xp.float32)", ")", "wrong dtype: float64, expected float32"),
-    Wrong(
-        "10.1", "smoothing not shared out", "smoothing / classes", "label_smoothing", "wrong for: smoothing, with NumPy"
-    ),
+    Wrong("10.1", "smoothing not shared out", "smoothing / classes", "smoothing", "wrong for: smoothing, with NumPy"),
     Wrong(
         "10.1",
         "the label's share of the smoothing forgotten",
@@ -87,7 +85,7 @@ WRONG = [
         "a list of floats, row by row",
         "return -(p * xp.log(safe)).sum(axis=1)",
         "return xp.asarray([-float(v) for v in (p * xp.log(safe)).sum(axis=1)], p.dtype)",
-        "it takes an array from the device to the host (float(x))",
+        "it copies an array from the device to the host (float(x))",
     ),
     Wrong(
         "10.2",
