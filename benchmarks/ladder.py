@@ -1,8 +1,9 @@
-"""The same convolution on five rungs, from loops to threads, as one plot: where the speed of conv2d comes from.
+"""One convolution in five steps, from loops to threads: where the speed of conv2d comes from.
 
     python benchmarks/ladder.py --json benchmarks/ladder.json --plot benchmarks/ladder.png
 
-A 3x3 convolution of 32 images of 32x32x16 to 16 channels, forward. The loops are timed on one image and scaled up.
+A 3x3 convolution of 32 images of 32x32x16 to 16 channels, forward. The loops are timed on a part of one image and
+scaled up.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from minires import Tensor, backend, conv2d, set_num_threads
-from minires.devices.bench import machine
+from minires import Tensor, conv2d, set_num_threads
+from minires.backend import Array
 from minires.conv import conv2d_naive, im2col
+from minires.devices.bench import measured_on
+from minires.parallel import one_blas_thread
 
 N, SIZE, C, F = 32, 32, 16, 16
 
@@ -38,7 +41,7 @@ def loops(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def seconds(run: Callable[[], object], rounds: int) -> float:
-    """Median time of a run, after one to warm up where there are several."""
+    """Median time of a run, after one to warm up if there are several."""
     if rounds > 1:
         run()
     times = []
@@ -50,26 +53,26 @@ def seconds(run: Callable[[], object], rounds: int) -> float:
 
 
 def measure(threads: int) -> dict[str, float]:
-    """Milliseconds on each rung, all checked to give the same result."""
+    """Milliseconds of each step, all checked to give the same result."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((N, SIZE, SIZE, C), np.float32)
     w = rng.standard_normal((3, 3, C, F), np.float32) * np.float32(0.1)
 
-    def fast() -> np.ndarray:
+    def fast() -> Array:
         return conv2d(Tensor(x), Tensor(w), padding=1).data
 
-    def one_product() -> np.ndarray:
+    def one_product() -> Array:
         return (im2col(x, 3, 3, 1, 1) @ w.reshape(-1, F)).reshape(N, SIZE, SIZE, F)
 
-    wanted = fast()
-    for got in (one_product(), conv2d_naive(x, w, None, 1, 1)):
-        assert np.abs(got - wanted).max() < 1e-4
-    assert np.abs(loops(x[:1, :6, :6], w)[:, :5, :5] - wanted[:1, :5, :5]).max() < 1e-4
+    expected = fast()
+    for y in (one_product(), conv2d_naive(x, w, None, 1, 1)):
+        assert np.abs(y - expected).max() < 1e-4
+    assert np.abs(loops(x[:1, :6, :6], w)[:, :5, :5] - expected[:1, :5, :5]).max() < 1e-4
 
     small = x[:1, :8]  # a 128th of the batch's pixels
     found = {"loops over every index": seconds(lambda: loops(small, w), 1) * x.size / small.size}
     found["NumPy sum per output pixel"] = seconds(lambda: conv2d_naive(x, w, None, 1, 1), 3)
-    with backend.one_blas_thread():
+    with one_blas_thread():
         found["im2col, whole batch"] = seconds(one_product, 15)
     for name, count in (("im2col in chunks", 1), (f"chunks, {threads} threads", threads)):
         set_num_threads(count)
@@ -84,7 +87,7 @@ def measure(threads: int) -> dict[str, float]:
 
 
 def plot(found: dict[str, float], path: Path) -> None:
-    """Horizontal bars on a logarithmic scale, the time written at each."""
+    """Horizontal bars on a logarithmic scale, labelled with their times."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -111,7 +114,7 @@ def main() -> None:
     for name, ms in found.items():
         print(f"{name:28}{ms:12.2f} ms")
     if args.json:
-        text = json.dumps({"machine": machine(), "milliseconds": found}, indent=1)
+        text = json.dumps({"machine": measured_on(), "milliseconds": found}, indent=1)
         args.json.write_text(text + "\n", encoding="utf-8")
     if args.plot:
         plot(found, args.plot)

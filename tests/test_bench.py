@@ -1,11 +1,13 @@
-"""The benchmark's machinery: turns, ratios, memory, and clear words when a contestant fails. No time is asserted."""
+"""The benchmark's machinery: turns, ratios, memory, and a clear message for a failure. No time is asserted."""
+
+import os
 
 import numpy as np
 import pytest
 
-from minires.devices import bench
-from minires.devices.bench import Job, Worker, in_turn, installed, summary
 from minires.cli import main
+from minires.devices import bench
+from minires.devices.bench import Job, Worker, in_turn, installed, measured_on, quartiles
 
 SMALL = Job(model="resnet8", batch=4)
 
@@ -31,13 +33,13 @@ def test_contestants_take_turns(monkeypatch):
 
 
 def test_ratios_are_taken_round_by_round():
-    row = summary([1.0, 4.0, 9.0], [1.0, 2.0, 3.0])
+    row = quartiles([1.0, 4.0, 9.0], [1.0, 2.0, 3.0])
     assert row["seconds_median"] == 4.0 and row["ratio_median"] == 2.0
     assert row["ratio_quartile_1"] == 1.5 and row["ratio_quartile_3"] == 2.5
 
 
 @pytest.mark.parametrize("task", ["step", "inference", "layer"])
-def test_minires_runs_each_task_in_a_process_of_its_own(task):
+def test_minires_runs_each_task_in_its_own_process(task):
     worker = Worker("minires", Job(task, model="resnet8", batch=4, size=8, channels=4))
     try:
         assert 0 < worker.run() < 60
@@ -60,7 +62,7 @@ def test_a_contestant_that_fails_is_named(capfd):
     with pytest.raises(RuntimeError, match="the process of minires ended early"):
         worker.run()
     worker.close()
-    assert "there is no resnet21" in capfd.readouterr().err
+    assert "got resnet21" in capfd.readouterr().err
 
 
 def test_only_installed_peers_are_asked(monkeypatch):
@@ -68,7 +70,13 @@ def test_only_installed_peers_are_asked(monkeypatch):
     assert installed(["minires", "another"]) == ["minires"]
 
 
-def test_the_short_form(monkeypatch, capsys):
+def test_times_are_recorded_with_the_machine_and_the_versions():
+    facts = measured_on()
+    assert facts["cores"] == os.cpu_count() and facts["numpy"] == np.__version__
+    assert {"processor", "blas", "system", "python"} <= facts.keys()
+
+
+def test_the_command(monkeypatch, capsys):
     monkeypatch.setattr(bench, "installed", lambda peers: ["minires", "PyTorch"])
     monkeypatch.setattr(bench, "in_turn", lambda contestants, rounds: [[0.5] * rounds, [1.0] * rounds])
     main(["bench", "resnet20", "--threads", "2", "--rounds", "3"])
@@ -82,4 +90,4 @@ def test_an_unknown_net_is_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["bench", "resnet21"])
     assert stop.value.code == 2
-    assert np.size(capsys.readouterr().err.splitlines()) == 1
+    assert capsys.readouterr().err.count("\n") == 1

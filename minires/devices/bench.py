@@ -1,13 +1,12 @@
 """How long does a training step take? minires and its peers, timed in turn on the same machine.
 
-Each contestant runs in a process of its own, with the same number of threads, and they take turns, A B C A B C ...; the
-first half of a turn warms up and the second counts. What disturbs the machine for a while disturbs all of them, and
-the ratio of the times of one round says more than either. Peers that are not installed are left out.
+Each contestant runs in its own process, with the same number of threads, and turns are interleaved, A B C A B C ...
+The first half of a turn warms up, the second is timed. Whatever disturbs the machine for a while disturbs all of them,
+so the ratio of two times of one round is steadier than the times. Peers that are not installed are left out.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.training.run import blas, processor
+from minires.devices import machine
 
 PEERS = {  # name -> the package it needs
     "minires": "minires",
@@ -34,8 +33,8 @@ PEERS = {  # name -> the package it needs
 
 @dataclass(frozen=True)
 class Job:
-    """What to time.  task: "step" (forward, loss, backward, SGD), "inference" or "layer" (conv 3x3, batch norm, ReLU,
-    forward and backward, on `batch` maps of size x size pixels and `channels` channels, the picture's gradient too)."""
+    """What to time.  task: "step" (forward, loss, backward, SGD), "inference" or "layer" (3x3 convolution, batch norm,
+    ReLU, forward and backward to the input, on `batch` maps of size x size pixels and `channels` channels)."""
 
     task: str = "step"
     model: str = "resnet20"
@@ -46,7 +45,7 @@ class Job:
 
 
 def installed(peers: Sequence[str] = tuple(PEERS)) -> list[str]:
-    """Those of `peers` whose package is here."""
+    """Those of `peers` whose package is installed."""
     return [peer for peer in peers if importlib.util.find_spec(PEERS[peer])]
 
 
@@ -54,28 +53,24 @@ def in_turn(contestants: Sequence[tuple[str, Job]], rounds: int, warmup: int = 1
     """Seconds of every contestant in every round:  a list for each contestant."""
     workers = [Worker(peer, job) for peer, job in contestants]
     try:
-        for worker in workers:
-            for _ in range(warmup):
-                worker.run()
-        times = [[worker.run() for worker in workers] for _ in range(rounds)]
+        times = [[worker.run() for worker in workers] for _ in range(warmup + rounds)]
     finally:
         for worker in workers:
             worker.close()
-    return [list(column) for column in zip(*times, strict=True)]
+    return [list(column) for column in zip(*times[warmup:], strict=True)]
 
 
-def summary(times: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles in seconds, and the ratio to `reference`, round by round: median and quartiles."""
-    t, ratio = np.array(times), np.array(times) / np.array(reference)
-    names = ("quartile_1", "median", "quartile_3")
-    return {
-        **{f"seconds_{n}": float(v) for n, v in zip(names, np.percentile(t, (25, 50, 75)), strict=True)},
-        **{f"ratio_{n}": float(v) for n, v in zip(names, np.percentile(ratio, (25, 50, 75)), strict=True)},
-    }
+def quartiles(times: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles in seconds, and of the ratio to `reference`, round by round."""
+    found: dict[str, float] = {}
+    for name, values in (("seconds", np.array(times)), ("ratio", np.array(times) / np.array(reference))):
+        low, median, high = np.percentile(values, (25, 50, 75)).tolist()
+        found |= {f"{name}_quartile_1": low, f"{name}_median": median, f"{name}_quartile_3": high}
+    return found
 
 
-def report(model: str = "resnet20", threads: int = 1, rounds: int = 5) -> str:
-    """The short form, for a user's own machine: a line for minires and for each PyTorch layout, if it is installed."""
+def compare(model: str = "resnet20", threads: int = 1, rounds: int = 5) -> str:
+    """What `python -m minires bench` prints: a line for minires, and for each PyTorch layout if it is installed."""
     job = Job(model=model, threads=threads)
     names = installed(["minires", "PyTorch", "PyTorch channels_last"])
     columns = in_turn([(name, job) for name in names], rounds)
@@ -84,32 +79,25 @@ def report(model: str = "resnet20", threads: int = 1, rounds: int = 5) -> str:
         f"{'':24}{'ms a step':>10}{'images/s':>10}{'s an epoch':>12}{'minires takes':>16}",
     ]
     for name, times in zip(names, columns, strict=True):
-        step = summary(times, times)["seconds_median"]
-        ratio = "" if name == "minires" else f"{summary(columns[0], times)['ratio_median']:.2f} of its time"
+        step = float(np.median(times))
+        ratio = "" if name == "minires" else f"{quartiles(columns[0], times)['ratio_median']:.2f} of its time"
         lines.append(f"{name:24}{step * 1e3:10.0f}{job.batch / step:10.0f}{50_000 / job.batch * step:12.0f}{ratio:>18}")
     return "\n".join([*lines, "an epoch: the 50,000 training images of CIFAR-10"])
 
 
-def machine() -> dict[str, str | int]:
-    """What the figures were taken on: processor, cores, system, and the versions that matter."""
-    versions = {}
-    for package in ("numpy", "torch", "dezero"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+def measured_on() -> dict[str, Any]:
+    """The machine and the versions that times depend on, for the files that record them."""
     return {
-        "processor": processor(),
-        "blas": blas(),
-        "cores": os.cpu_count() or 1,
+        "processor": machine.processor(),
+        "blas": machine.blas(),
+        "cores": os.cpu_count(),
         "system": platform.system(),
-        "python": platform.python_version(),
-        **versions,
+        **machine.versions("numpy", "torch", "dezero"),
     }
 
 
 class Worker:
-    """A process that holds one contestant and runs it once whenever it is asked."""
+    """A process with one contestant, which runs it whenever it is asked."""
 
     def __init__(self, peer: str, job: Job):
         count = str(job.threads)
@@ -123,21 +111,21 @@ class Worker:
             env=env,
         )
 
-    def ask(self, what: str) -> float:
+    def ask(self, question: str) -> float:
         assert self.process.stdin and self.process.stdout
         try:
-            self.process.stdin.write(what + "\n")
+            self.process.stdin.write(question + "\n")
             self.process.stdin.flush()
             return float(self.process.stdout.readline())
         except (OSError, ValueError) as error:
-            raise RuntimeError(f"bench: the process of {self.peer} ended early; its message stands above") from error
+            raise RuntimeError(f"bench: the process of {self.peer} ended early; see its message above") from error
 
     def run(self) -> float:
-        """Seconds of a run in one turn: a step, or the mean of ten layers, after as many to warm up."""
+        """Seconds of one run: a step, or the mean of ten layers, after as many to warm up."""
         return self.ask("run")
 
     def peak_memory(self) -> float:
-        """Bytes that the process needed at its peak, beyond what it had after its imports (not on Windows)."""
+        """Bytes that the process needed at its peak, beyond those after its imports (0 on Windows)."""
         return self.ask("memory")
 
     def close(self) -> None:
@@ -147,69 +135,63 @@ class Worker:
 
 
 def _serve(peer: str, job: Job) -> None:
-    """In the worker: for each line that comes, take a turn and print the seconds of a run, or print the peak memory."""
-    build = {"minires": _minires, "dezero": _dezero}.get(peer, _torch)
+    """In the worker: for each line of input, run and print the seconds of a run, or print the peak memory."""
+    prepare = {"minires": _minires, "dezero": _dezero}.get(peer, _torch)
     if peer == "dezero":
-        np.int = int  # type: ignore[attr-defined]  # dezero 0.0.13 asks for a name that NumPy 1.24 took away
+        np.int = int  # type: ignore[attr-defined]  # dezero 0.0.13 needs a name that NumPy 1.24 removed
     importlib.import_module(PEERS[peer])
-    before = _peak_memory()
-    once, runs = build(peer, job), 10 if job.task == "layer" else 1
+    before = machine.peak_memory()
+    run, repeats = prepare(peer, job), 10 if job.task == "layer" else 1
     for line in sys.stdin:
         if line.strip() == "run":
-            for _ in range(runs):  # a turn finds threads asleep and caches full of the others' numbers
-                once()
+            for _ in range(repeats):  # at first threads are asleep, and caches are full of the others' numbers
+                run()
             start = time.perf_counter()
-            for _ in range(runs):
-                once()
-            print((time.perf_counter() - start) / runs, flush=True)
+            for _ in range(repeats):
+                run()
+            print((time.perf_counter() - start) / repeats, flush=True)
         else:
-            print(_peak_memory() - before, flush=True)
+            print(machine.peak_memory() - before, flush=True)
 
 
-def _peak_memory() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-# ---- the contestants: each a function that makes everything ready and returns a function to time --------------------
+# ---- the contestants: each function prepares a job and returns a function to time -----------------------------------
 
 
 def _inputs(job: Job) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    size, channels = (32, 3) if job.task != "layer" else (job.size, job.channels)
+    size, channels = (job.size, job.channels) if job.task == "layer" else (32, 3)
     return rng.standard_normal((job.batch, size, size, channels), np.float32), rng.integers(0, 10, job.batch)
 
 
 def _minires(peer: str, job: Job) -> Callable[[], Any]:
-    from minires.functional import cross_entropy
+    from minires.functional import cross_entropy, relu
     from minires.nn import BatchNorm2d, Conv2d
     from minires.optim import SGD
+    from minires.parallel import keep_freed_memory
     from minires.resnet import build
     from minires.tensor import Tensor, no_grad
 
-    x, y = _inputs(job)
+    keep_freed_memory()  # as in training
+    pixels, y = _inputs(job)
     if job.task == "layer":
         conv = Conv2d(job.channels, job.channels, 3, padding=1, rng=np.random.default_rng(0))
-        norm, picture, grad = BatchNorm2d(job.channels), Tensor(x, requires_grad=True), np.ones_like(x)
+        norm, x, grad = BatchNorm2d(job.channels), Tensor(pixels, requires_grad=True), np.ones_like(pixels)
 
         def layer() -> None:
-            norm(conv(picture), relu=True).backward(grad)
-            for part in (picture, conv, norm):
-                part.zero_grad()
+            relu(norm(conv(x))).backward(grad)
+            x.zero_grad()
+            conv.zero_grad()
+            norm.zero_grad()
 
         return layer
     net = build(job.model)
     if job.task == "inference":
         net.eval()
-        return no_grad()(lambda: net(Tensor(x)))
+        return no_grad()(lambda: net(Tensor(pixels)))
     optimiser = SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
-        cross_entropy(net(Tensor(x)), y).backward()
+        cross_entropy(net(Tensor(pixels)), y).backward()
         optimiser.step()
         optimiser.zero_grad()
 
@@ -232,21 +214,24 @@ def _torch(peer: str, job: Job) -> Callable[[], Any]:
         x.requires_grad_()
 
         def layer() -> None:
-            relu(norm(conv(x))).backward(grad)
+            out: Any = relu(norm(conv(x)))
+            out.backward(grad)
             x.grad = None
             conv.zero_grad()
             norm.zero_grad()
 
         return layer
-    net = _torch_net(job.model).to(memory_format=layout)
-    run = torch.compile(net) if "compiled" in peer else net
+    net: Any = _torch_net(job.model).to(memory_format=layout)
+    if "compiled" in peer:
+        net = torch.compile(net)
     if job.task == "inference":
         net.eval()
-        return torch.no_grad()(lambda: run(x))
+        return torch.no_grad()(lambda: net(x))
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
-        cross_entropy(run(x), y).backward()
+        loss: Any = cross_entropy(net(x), y)
+        loss.backward()
         optimiser.step()
         optimiser.zero_grad()
 
@@ -298,7 +283,7 @@ def _dezero(peer: str, job: Job) -> Callable[[], Any]:
     from dezero import Variable
 
     if job.task != "layer":
-        raise ValueError("bench: dezero has no residual net; only a layer can be timed")
+        raise ValueError(f"bench: expected task layer for dezero, which has no residual net, got {job.task}")
     pixels, _ = _inputs(job)
     x = Variable(pixels.transpose(0, 3, 1, 2).copy())
     conv, norm = L.Conv2d(job.channels, kernel_size=3, pad=1, nobias=True), L.BatchNorm()
@@ -307,7 +292,9 @@ def _dezero(peer: str, job: Job) -> Callable[[], Any]:
         y = F.relu(norm(conv(x)))
         y.grad = Variable(np.ones_like(y.data))
         y.backward()
-        x.cleargrad(), conv.cleargrads(), norm.cleargrads()
+        x.cleargrad()
+        conv.cleargrads()
+        norm.cleargrads()
 
     return layer
 
