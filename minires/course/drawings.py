@@ -38,6 +38,7 @@ MOVE, LINE = mpath.Path.MOVETO, mpath.Path.LINETO  # how a path gets to a point
 CURVE3, CURVE4 = mpath.Path.CURVE3, mpath.Path.CURVE4  # two or three points make a bend
 
 Point = tuple[float, float]
+Look = dict[str, Any]  # matplotlib's settings for a thing
 Parents = Callable[[Any], Sequence[Any]]  # what a node or value was computed from
 
 
@@ -57,17 +58,19 @@ def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str,
     """A rounded box around (x, y), in a light tint of `colour`."""
     look |= {"boxstyle": "round,pad=0,rounding_size=0.1", "facecolor": tint(colour), "edgecolor": INK}
     axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, **look))
-    axes.text(x, y, text, ha="center", va="center", fontsize=8, linespacing=1.1)
+    _text(axes, x, y, text, linespacing=1.1)
+
+
+def _text(axes: Axes, x: float, y: float, text: str, size: float = 8, **look: Any) -> None:
+    """Text around (x, y)."""
+    centred: Look = {"ha": "center", "va": "center", "fontsize": size}
+    axes.text(x, y, text, **(centred | look))
 
 
 def _arrow(axes: Axes, points: Sequence[Point], codes: Sequence[np.uint8] | None = None, **look: Any) -> None:
     """An arrow along `points`, straight from each to the next unless `codes` of a matplotlib Path bend it."""
-    look = {"linewidth": 1.0, "zorder": 0.5} | look
-    axes.add_patch(
-        FancyArrowPatch(
-            path=mpath.Path(points, codes), arrowstyle="-|>", mutation_scale=8, color=INK, joinstyle="round", **look
-        )
-    )
+    usual: Look = {"linewidth": 1.0, "zorder": 0.5, "mutation_scale": 8, "color": INK, "joinstyle": "round"}
+    axes.add_patch(FancyArrowPatch(path=mpath.Path(points, codes), arrowstyle="-|>", **(usual | look)))
 
 
 # ---- how a number was computed
@@ -92,19 +95,10 @@ def graph(tensor: Tensor, path: str | Path | None = None, names: Mapping[str, Te
     def draw(axes: Axes, node: Node, x: float, y: float) -> None:
         name, held = tensors.get(node, ("", None))
         made = "" if name and node.name == "leaf" else node.name
-        lines = [name, made, _shape(node.shape) if held is None else _value(held)]
-        constant, computed = node.name == "constant", bool(node.parents)
-        _box(
-            axes,
-            x,
-            y,
-            2 * HALF_BOX,
-            0.52,
-            "\n".join(filter(None, lines)),
-            COLOURS[4] if computed else "#ffffff" if constant else COLOURS[5],
-            linestyle="--" if constant else "-",
-            gid="operation" if computed else "leaf",
-        )
+        lines = filter(None, [name, made, _shape(node.shape) if held is None else _value(held)])
+        colour, line = {"leaf": (COLOURS[5], "-"), "constant": ("#ffffff", "--")}.get(node.name, (COLOURS[4], "-"))
+        gid = "operation" if node.parents else "leaf"
+        _box(axes, x, y, 2 * HALF_BOX, 0.52, "\n".join(lines), colour, linestyle=line, gid=gid)
 
     return save(_draw_graph(root, parents, draw, row=0.66), path)
 
@@ -140,29 +134,11 @@ def values(
         _box(axes, x, y, 2 * HALF_BOX, 0.62, "", colour, gid="operation" if v.parents else "leaf")
         lines = list(filter(None, [title, f"{v.data:.4g}", f"grad {v.grad:.4g}" if v.grad else ""]))
         for k, line in enumerate(lines):
-            ink = COLOURS[0] if line.startswith("grad ") else INK
-            axes.text(
-                x,
-                y + 0.17 * ((len(lines) - 1) / 2 - k),
-                line,
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=ink,
-                weight="bold" if ink != INK else "normal",
-            )
+            look: Look = {"color": COLOURS[0], "weight": "bold"} if line.startswith("grad ") else {"color": INK}
+            _text(axes, x, y + 0.17 * ((len(lines) - 1) / 2 - k), line, **look)
         if id(v) in places:
-            axes.text(
-                x - HALF_BOX + 0.02,
-                y + 0.3,
-                places[id(v)],
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white",
-                zorder=3,
-                bbox={"boxstyle": "circle,pad=0.25", "facecolor": INK, "edgecolor": INK},
-            )
+            circle = {"boxstyle": "circle,pad=0.25", "facecolor": INK, "edgecolor": INK}
+            _text(axes, x - HALF_BOX + 0.02, y + 0.3, places[id(v)], 7, color="white", zorder=3, bbox=circle)
 
     return save(_draw_graph(root, lambda v: v.parents, draw, row=0.85), path)
 
@@ -284,12 +260,8 @@ def chain(names: Sequence[str], uses: Sequence[tuple[str, str]], path: str | Pat
         else:
             high = 0.3 + 0.4 * far
             left, right = left + 0.2, right - 0.2  # next to an arrow that ends or starts there
-            _arrow(
-                axes,
-                [(left, 0.25), (left, high), (right, high), (right, 0.25)],
-                [MOVE, CURVE4, CURVE4, CURVE4],
-                gid="use",
-            )
+            arc = [(left, 0.25), (left, high), (right, high), (right, 0.25)]
+            _arrow(axes, arc, [MOVE, CURVE4, CURVE4, CURVE4], gid="use")
     return save(figure, path)
 
 
@@ -334,7 +306,7 @@ def blocks(net: Module, path: str | Path | None = None) -> Figure:
     bottom = -deepest - 0.5 - 0.5 * ceil(len(handles) / legend_columns)
     right = max(6.4, pitch * len(columns) - 0.9)
     figure, axes = _canvas(-width / 2 - 0.4, right, bottom, 0.7, inches=0.5)
-    axes.text(0, 0.1, "image", ha="center", va="bottom", fontsize=8)
+    _text(axes, 0, 0.1, "image", va="bottom")
     tail = [(0.0, 0.0)]  # the line from the last layer to the next
     for i, column in enumerate(columns):
         x, y = pitch * i, 0.0
@@ -391,17 +363,9 @@ def _in_columns(found: list[_Block]) -> list[list[_Block]]:
 
 def _shortcut(axes: Axes, x: float, top: float, bottom: float, right: float, style: str) -> None:
     """An arc from (x, top) via `right` to the sum at (x, bottom)."""
-    r = 0.3
-    points = [
-        (x, top),
-        (right - r, top),
-        (right, top),
-        (right, top - r),
-        (right, bottom + r),
-        (right, bottom),
-        (right - r, bottom),
-        (x + 0.12, bottom),
-    ]
+    inner, r = right - 0.3, 0.3  # where the bends start, and their radius
+    points = [(x, top), (inner, top), (right, top), (right, top - r)]
+    points += [(right, bottom + r), (right, bottom), (inner, bottom), (x + 0.12, bottom)]
     codes = [MOVE, LINE, CURVE3, CURVE3, LINE, CURVE3, CURVE3, LINE]
     _arrow(axes, points, codes, linestyle=style, linewidth=1.3, gid="shortcut")
     axes.plot(x, bottom, "o", markersize=7, markerfacecolor="white", markeredgecolor=INK)
@@ -416,8 +380,8 @@ def block_pair(path: str | Path | None = None) -> Figure:
     end = -step * (len(inside) + 2.55)  # of the line down
     figure, axes = _canvas(-2.2, 6.2, end - 0.4, 0.9, inches=0.62)
     for x, title, name in ((0.0, "plain block", "H(x)"), (3.8, "residual block", "F(x)")):
-        axes.text(x, 0.6, title, ha="center", weight="bold", fontsize=9)
-        axes.text(x, 0.1, "x", ha="center", fontsize=9)
+        _text(axes, x, 0.6, title, 9, va="baseline", weight="bold")
+        _text(axes, x, 0.1, "x", 9, va="baseline")
         tail = (x, 0.0)
         for i, text in enumerate((*inside, "", "ReLU")):
             y = -step * (i + 0.75)
@@ -427,15 +391,15 @@ def block_pair(path: str | Path | None = None) -> Figure:
                 tail = (x, y - high / 2)
             elif name == "F(x)":
                 _shortcut(axes, x, -0.12, y, x + width / 2 + 0.6, "-")
-                axes.text(x + width / 2 + 0.7, y / 2, "x", va="center", fontsize=9)
+                _text(axes, x + width / 2 + 0.7, y / 2, "x", 9, ha="left")
                 _arrow(axes, [tail, (x, y + 0.08)])
                 tail = (x, y - 0.08)
-                axes.text(x - 0.25, y, "F(x) + x", ha="right", va="center", fontsize=9)
+                _text(axes, x - 0.25, y, "F(x) + x", 9, ha="right")
         _arrow(axes, [tail, (x, end)])
-        axes.text(x, end - 0.3, "y", ha="center", fontsize=9)
+        _text(axes, x, end - 0.3, "y", 9, va="baseline")
         left, low = x - width / 2 - 0.2, -step * (len(inside) - 0.25) - high / 2
         axes.plot([left + 0.1, left, left, left + 0.1], [-0.3, -0.3, low, low], color=INK, linewidth=1)
-        axes.text(left - 0.1, (low - 0.3) / 2, name, ha="right", va="center", fontsize=9)
+        _text(axes, left - 0.1, (low - 0.3) / 2, name, 9, ha="right")
     return save(figure, path)
 
 
@@ -453,26 +417,19 @@ def widths(blocks: Mapping[str, Module], path: str | Path | None = None) -> Figu
     for i, (name, layers) in enumerate(convs.items()):
         x, y = pitch * i, -(deepest - len(layers) * (bar + gap) - bar) / 2
         top, sizes = y, [layers[0].weight.shape[2], *(conv.weight.shape[3] for conv in layers)]
-        axes.text(
-            x, 0.25, f"{name}: {sum(c.weight.size for c in layers):,} weights", ha="center", weight="bold", fontsize=9
-        )
+        title = f"{name}: {sum(conv.weight.size for conv in layers):,} weights"
+        _text(axes, x, 0.25, title, 9, va="baseline", weight="bold")
         for k, channels in enumerate(sizes):
             half = full * channels / most / 2
             axes.add_patch(Rectangle((x - half, y - bar), 2 * half, bar, facecolor=INK, gid="map"))
-            axes.text(x, y - bar / 2, str(channels), color="white", ha="center", va="center_baseline", fontsize=8)
+            _text(axes, x, y - bar / 2, str(channels), va="center_baseline", color="white")
             if k < len(layers):
                 w, below = layers[k].weight, full * sizes[k + 1] / most / 2
                 colour = COLOURS[0] if w.shape[0] == 1 else COLOURS[4]
-                corners = [
-                    (x - half, y - bar),
-                    (x + half, y - bar),
-                    (x + below, y - bar - gap),
-                    (x - below, y - bar - gap),
-                ]
+                low, end = y - bar, y - bar - gap
+                corners = [(x - half, low), (x + half, low), (x + below, end), (x - below, end)]
                 axes.add_patch(Polygon(corners, facecolor=tint(colour), gid="layer"))
-                axes.text(
-                    x, y - bar - gap / 2, f"{w.shape[0]}x{w.shape[1]}\n{w.size:,}", ha="center", va="center", fontsize=8
-                )
+                _text(axes, x, low - gap / 2, f"{w.shape[0]}x{w.shape[1]}\n{w.size:,}")
             y -= bar + gap
         bottom = y + gap - 0.12
         _arrow(axes, [(x, top + 0.16), (x, top)])
@@ -496,9 +453,8 @@ def numbers(
     grids = [(name, np.atleast_2d(to_host(array))) for name, array in arrays.items()]
     lines = [grids[i : i + columns] for i in range(0, len(grids), columns)]
     gap, letter = 1.4, 0.22  # in cells: between grids; width of a letter of a name
-    wide = [
-        max(max(grid.shape[1], letter * len(name)) for name, grid in grids[i::columns]) for i in range(len(lines[0]))
-    ]
+    needed = [max(grid.shape[1], letter * len(name)) for name, grid in grids]
+    wide = [max(needed[i::columns]) for i in range(len(lines[0]))]
     high = [max(len(grid) for _, grid in line) for line in lines]
     right, bottom = sum(wide) + gap * (len(wide) - 0.5), -sum(high) - 1.1 * len(lines) - 0.2
     figure, axes = _canvas(-gap / 2, right, bottom, 0, inches=0.4)
@@ -507,14 +463,11 @@ def numbers(
         left, top = 0.0, top - 1
         for (name, grid), width in zip(line, wide, strict=False):
             x, y = left + (width - grid.shape[1]) / 2, top - (height - len(grid)) / 2
-            axes.text(left + width / 2, y + 0.25, name, ha="center", fontsize=9)
+            _text(axes, left + width / 2, y + 0.25, name, 9, va="baseline")
             _cells(axes, x, y, grid, _signed(grid))
+            look: Look = {"fill": False, "zorder": 3, "linewidth": 2.5, "edgecolor": INK, "gid": "mark"}
             for row, column, h, w in (marks or {}).get(name, ()):
-                axes.add_patch(
-                    Rectangle(
-                        (x + column, y - row - h), w, h, fill=False, zorder=3, linewidth=2.5, edgecolor=INK, gid="mark"
-                    )
-                )
+                axes.add_patch(Rectangle((x + column, y - row - h), w, h, **look))
             left += width + gap
         top -= height + 0.1
     return save(figure, path)
@@ -522,26 +475,12 @@ def numbers(
 
 def _cells(axes: Axes, left: float, top: float, grid: np.ndarray, colours: Any, size: float = 1.0) -> None:
     """Numbers in squares; `colours` has one for each."""
+    look: Look = {"edgecolor": "#aaaaaa", "linewidth": 0.6, "gid": "cell"}
     for (i, j), value in np.ndenumerate(grid):
-        axes.add_patch(
-            Rectangle(
-                (left + size * j, top - size * (i + 1)),
-                size,
-                size,
-                facecolor=colours[i][j],
-                edgecolor="#aaaaaa",
-                linewidth=0.6,
-                gid="cell",
-            )
-        )
-        axes.text(
-            left + size * (j + 0.5),
-            top - size * (i + 0.5),
-            f"{value + 0.0:.3g}",
-            ha="center",
-            va="center_baseline",
-            fontsize=8 if size > 0.7 else 6,
-        )
+        x, y = left + size * j, top - size * (i + 1)
+        axes.add_patch(Rectangle((x, y), size, size, facecolor=colours[i][j], **look))
+        letters = 8 if size > 0.7 else 6
+        _text(axes, x + size / 2, y + size / 2, f"{value + 0.0:.3g}", letters, va="center_baseline")
 
 
 def _signed(grid: np.ndarray) -> list[list[tuple[float, float, float]]]:
@@ -574,17 +513,17 @@ def patches_to_rows(x: np.ndarray, w: np.ndarray, path: str | Path | None = None
         colours = np.ones((*x.shape, 3))  # white
         colours[i * stride : i * stride + kh, j * stride : j * stride + kw] = tints[k]
         _cells(axes, left, top, x, colours, small)
-        axes.text(left + small * x.shape[1] / 2, top + 0.2, f"patch {k}", ha="center", fontsize=8)
+        _text(axes, left + small * x.shape[1] / 2, top + 0.2, f"patch {k}", va="baseline")
     for left, grid, name in zip(lefts[1:], (rows, column, rows @ column), ("im2col(x)", "w", "y"), strict=True):
         top, colours = middle + len(grid) / 2, np.ones((*grid.shape, 3))
         if name != "w":
             colours[:] = tints[: len(grid), None]
             for k in range(len(grid)):
-                axes.text(left - 0.15, top - k - 0.5, str(k), ha="right", va="center", fontsize=7)
+                _text(axes, left - 0.15, top - k - 0.5, str(k), 7, ha="right")
         _cells(axes, left, top, grid, colours)
-        axes.text(left + grid.shape[1] / 2, top + 0.25, name, ha="center", fontsize=9)
+        _text(axes, left + grid.shape[1] / 2, top + 0.25, name, 9, va="baseline")
     for left, sign in ((lefts[2], "@"), (lefts[3], "=")):
-        axes.text(left - 0.95, middle, sign, ha="center", va="center", fontsize=12)
+        _text(axes, left - 0.95, middle, sign, 12)
     return save(figure, path)
 
 
@@ -609,42 +548,17 @@ def taps(
         i = stride * j - padding + k
         strong = (output is None and entry is None) or j == output or i == entry
         colour = COLOURS[k % len(COLOURS)] if strong else "#cccccc"
-        axes.plot(
-            [i, at[j]],
-            [0, upper],
-            color=colour,
-            linestyle=("-", "--", "-.", ":")[k % 4],
-            linewidth=1.8 if strong else 0.8,
-            zorder=1 if strong else 0.5,
-            gid="tap",
-        )
+        look: Look = {"linewidth": 1.8, "zorder": 1} if strong else {"linewidth": 0.8, "zorder": 0.5}
+        style = ("-", "--", "-.", ":")[k % 4]
+        axes.plot([i, at[j]], [0, upper], color=colour, linestyle=style, gid="tap", **look)
         if strong and (j == output or i == entry):
             share = 0.66 if j != output else 0.34  # of the line, where those of a fan are apart
-            axes.text(
-                i + share * (at[j] - i),
-                share * upper,
-                f"w{k}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color=colour,
-                zorder=2,
-                bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"},
-            )
+            x, y = i + share * (at[j] - i), share * upper
+            patch = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+            _text(axes, x, y, f"w{k}", 9, color=colour, zorder=2, bbox=patch)
     for i in range(-padding, size + padding):
-        border = not 0 <= i < size
-        _box(
-            axes,
-            i,
-            0,
-            0.56,
-            0.5,
-            "0" if border else f"x{i}",
-            "#ffffff" if border else COLOURS[5],
-            linestyle="--" if border else "-",
-            zorder=3,
-            gid="input",
-        )
+        text, colour, style = (f"x{i}", COLOURS[5], "-") if 0 <= i < size else ("0", "#ffffff", "--")
+        _box(axes, i, 0, 0.56, 0.5, text, colour, linestyle=style, zorder=3, gid="input")
     for j, x in enumerate(at):
         _box(axes, x, upper, 0.56, 0.5, f"y{j}", COLOURS[4], zorder=3, gid="output")
     return save(figure, path)
