@@ -130,7 +130,7 @@ def _is_epoch(row: Any) -> bool:
     return all(value is None or isinstance(value, int | float) for value in row.values())
 
 
-def curves(runs: str | Path | Sequence[str | Path], path: str | Path | None = None) -> Figure:
+def curves(runs: str | Path | Sequence[str | Path], path: str | Path | None = None) -> NotebookFigure:
     """Error, loss and, below, learning rate over the epochs of one or several run folders, in the style of the
     paper's Figure 6: training dashed, testing solid. Raises what `read_metrics` raises."""
     folders = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
@@ -182,7 +182,7 @@ def _error(rows: list[dict[str, Any]], part: str) -> list[float]:
     return [100 * (1 - accuracy) for accuracy in _column(rows, f"{part}_acc")]
 
 
-def errors(panels: Mapping[str, Sequence[str | Path]], path: str | Path | None = None) -> Figure:
+def errors(panels: Mapping[str, Sequence[str | Path]], path: str | Path | None = None) -> NotebookFigure:
     """Error over the epochs: one panel per list of run folders, on a common scale, in the style of the paper's
     Figure 6: training dashed, testing solid. Raises what `read_metrics` raises."""
     figure = _figure(4 * len(panels), 3.8)
@@ -211,7 +211,7 @@ def lines(
     ylabel: str,
     path: str | Path | None = None,
     log: bool = False,
-) -> Figure:
+) -> NotebookFigure:
     """Panels on a common scale: {title: {name: (x, y)}}. A name has the same style in every panel."""
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     figure = _figure(max(6.4, 4 * len(panels)), 3.8)
@@ -227,7 +227,7 @@ def lines(
     return save(figure, path)
 
 
-def spread(groups: Mapping[str, Sequence[float]], ylabel: str, path: str | Path | None = None) -> Figure:
+def spread(groups: Mapping[str, Sequence[float]], ylabel: str, path: str | Path | None = None) -> NotebookFigure:
     """The values of each group as points, with a line at their mean."""
     figure = _figure(1.6 + 1.2 * len(groups), 3.4)
     axes = figure.add_subplot()
@@ -244,7 +244,7 @@ def spread(groups: Mapping[str, Sequence[float]], ylabel: str, path: str | Path 
 # ---- images
 
 
-def contact_sheet(dataset: Dataset, path: str | Path | None = None, per_class: int = 8) -> Figure:
+def contact_sheet(dataset: Dataset, path: str | Path | None = None, per_class: int = 8) -> NotebookFigure:
     """The first `per_class` training images of every class, one row per class."""
     if per_class < 1:
         raise ValueError(f"contact_sheet: per_class: expected a positive integer, got {per_class}")
@@ -269,7 +269,7 @@ def contact_sheet(dataset: Dataset, path: str | Path | None = None, per_class: i
 
 def gallery(
     images: Sequence[np.ndarray], captions: Sequence[str], path: str | Path | None = None, columns: int = 8
-) -> Figure:
+) -> NotebookFigure:
     """Images (H, W, 3) in rows of `columns`, each under its caption."""
     if not 1 <= len(images) <= MAX_IMAGES:
         raise ValueError(f"gallery: expected 1 to {MAX_IMAGES} images, got {len(images)}")
@@ -285,7 +285,7 @@ def gallery(
     return save(figure, path)
 
 
-def filters(w: Any, path: str | Path | None = None, columns: int = 8) -> Figure:
+def filters(w: Any, path: str | Path | None = None, columns: int = 8) -> NotebookFigure:
     """Each filter of w (KH, KW, 3, F) as a colour image: 0 is mid-grey, its largest weight has full intensity."""
     w = to_host(w)
     if w.ndim != 4 or w.shape[2] != 3:
@@ -311,7 +311,7 @@ def prediction(
     names: Sequence[str],
     found: Sequence[Sequence[tuple[str, float]]],
     path: str | Path | None = None,
-) -> Figure:
+) -> NotebookFigure:
     """Each image (H, W, 3) with its name, next to a bar for the probability of each class in `found`, the result
     of `predict`."""
     if not 1 <= len(images) <= MAX_IMAGES:
@@ -336,7 +336,7 @@ def prediction(
     return save(figure, path)
 
 
-def confusion(matrix: Any, classes: Sequence[str], path: str | Path | None = None) -> Figure:
+def confusion(matrix: Any, classes: Sequence[str], path: str | Path | None = None) -> NotebookFigure:
     """Confusion matrix: how often the net predicted each class (column) for images of each class (row).
 
     Correct predictions are blue, mistakes orange, darker where there are more; an empty cell is 0. Raises ValueError
@@ -368,7 +368,7 @@ def roofline(
     roofs: Mapping[str, tuple[float, float]],
     points: Mapping[str, Mapping[str, tuple[float, float]]],
     path: str | Path | None = None,
-) -> Figure:
+) -> NotebookFigure:
     """Roofline: attainable and measured speed over arithmetic intensity, both on a logarithmic scale.
 
     roofs: {machine: (peak in GFLOP/s, memory bandwidth in GB/s)}. No operation is faster than

@@ -1,4 +1,4 @@
-"""The experiments at a tiny scale: run, stopped, resumed, written down, told; and the construction, exact."""
+"""The experiments at a tiny scale: run, stopped, resumed and recorded; identity layers, exact; tables and figures."""
 
 import json
 import shutil
@@ -9,24 +9,25 @@ import numpy as np
 import pytest
 
 from minires import plots
-from minires.paper import experiments
-from minires.paper import tables
-from minires.training.checkpoint import load_state, save_weights
 from minires.data import shapes10
+from minires.nn import BatchNorm2d, Conv2d, forward_hook
+from minires.paper import experiments, figures, tables
 from minires.paper.experiments import (
     EXPERIMENTS,
     Identity,
     Training,
     insert_identity_layers,
     layer_statistics,
-    read_lines,
+    read_rows,
     reproduce,
 )
-from minires.nn import BatchNorm2d, Conv2d, forward_hook
+from minires.paper.records import pairs
 from minires.resnet import build
-from minires.training.run import Config, Run, RunError, schedule_of
 from minires.summary import summarise
 from minires.tensor import Tensor, no_grad
+from minires.training.checkpoint import load_state, save_weights
+from minires.training.config import Config, RunError, schedule_of
+from minires.training.run import Run
 
 DATA = shapes10(48, 20)
 SMALLER = {
@@ -45,7 +46,7 @@ def small(kind):
     if isinstance(kind, Identity):
         return replace(kind, blocks=1, steps=12)
     c = kind.config
-    config = replace(c, model=SMALLER[c.model], width=4, batch_size=16, epochs=2, threads=1)
+    config = replace(c, model=SMALLER[c.model], width=4, batch_size=16, epochs=2, steps=None, threads=1)
     return replace(kind, config=config, steps=kind.steps and 4)
 
 
@@ -61,8 +62,8 @@ def tiny(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Results of all experiments, never stopped."""
+def complete(tmp_path_factory):
+    """Results of all experiments, never interrupted."""
     results = tmp_path_factory.mktemp("work") / "results"
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
@@ -72,28 +73,28 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on by a second each time one looks at it."""
+    """A clock that advances by a second each time it is read."""
     now = iter(range(10**6))
     monkeypatch.setattr(experiments.time, "monotonic", lambda: next(now))
 
 
 def assert_same_results(results, others):
-    """The files of two results folders, but for the times and sessions in them."""
+    """The files of two results folders are equal, except for times and sessions."""
     files = sorted(p.relative_to(others) for p in others.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(results) for p in results.rglob("*") if p.is_file())
     for file in files:
         if file.suffix == ".safetensors":
-            (mine, _), (yours, _) = load_state(results / file), load_state(others / file)
-            assert all(np.array_equal(array, yours[name]) for name, array in mine.items()), file
+            (arrays, _), (expected, _) = load_state(results / file), load_state(others / file)
+            assert all(np.array_equal(array, expected[name]) for name, array in arrays.items()), file
         elif file.name in ("metrics.jsonl", "steps.jsonl", "layers.jsonl"):
-            mine, yours = (
+            rows, expected = (
                 [
                     {k: v for k, v in row.items() if "seconds" not in k and k != "peak_mib"}
-                    for row in read_lines(root / file)
+                    for row in read_rows(root / file)
                 ]
                 for root in (results, others)
             )
-            assert mine == yours, file
+            assert rows == expected, file
 
 
 # ---- the list
@@ -133,10 +134,10 @@ def test_the_other_experiments_are_those_of_the_paper(monkeypatch):
 # ---- running
 
 
-def test_every_run_is_written_down_and_leaves_only_what_is_needed(whole):
+def test_every_run_records_its_files_and_leaves_only_what_is_needed(complete):
     for experiment, runs in EXPERIMENTS.items():
         for run, kind in runs.items():
-            out = whole / experiment / run
+            out = complete / experiment / run
             files = {path.name for path in out.iterdir()} - {".lock"}
             assert {"config.json", "metrics.jsonl"} <= files
             about = json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -145,140 +146,140 @@ def test_every_run_is_written_down_and_leaves_only_what_is_needed(whole):
             assert ("steps.jsonl" in files) == (experiment == "very-deep")
             assert ("init_from.json" in files) == (experiment == "construction")
             assert ("model.safetensors" in files) == (
-                experiment in ("fast", "paper") or (experiment, run) == ("degradation", "plain20")
+                experiment in ("first", "fast", "paper") or (experiment, run) == ("degradation", "plain20")
             )
             assert "checkpoints" not in files
             if isinstance(kind, Training):
-                (session,) = read_lines(out / "sessions.jsonl")
+                (session,) = read_rows(out / "sessions.jsonl")
                 assert session["step"] == 0 and session["versions"]["numpy"] == np.__version__
-    for row in read_lines(whole / "fast" / "resnet20" / "metrics.jsonl"):
+    for row in read_rows(complete / "fast" / "resnet20" / "metrics.jsonl"):
         assert 0 < row["cpu_seconds"] and 0 < row["seconds"]
-    steps = read_lines(whole / "very-deep" / "resnet110" / "steps.jsonl")
+    steps = read_rows(complete / "very-deep" / "resnet110" / "steps.jsonl")
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
-    epoch = read_lines(whole / "very-deep" / "resnet110" / "metrics.jsonl")[0]  # of three steps, all as large
+    epoch = read_rows(complete / "very-deep" / "resnet110" / "metrics.jsonl")[0]  # of three steps, all as large
     for figure in ("train_loss", "train_acc"):
         assert np.mean([row[figure] for row in steps[:3]]) == pytest.approx(epoch[figure])
 
 
-def test_no_file_tells_where_it_was_made(whole):
-    for path in whole.rglob("*"):
+def test_no_file_contains_the_path_of_its_folder(complete):
+    for path in complete.rglob("*"):
         if path.suffix in (".json", ".jsonl"):
-            assert str(whole.parent) not in path.read_text(encoding="utf-8"), path
+            assert str(complete.parent) not in path.read_text(encoding="utf-8"), path
 
 
 @pytest.mark.parametrize("experiment", ["degradation", "construction", "very-deep"])
-def test_stopped_again_and_again_and_resumed_elsewhere_is_the_same_run(experiment, whole, tmp_path, clock):
+def test_a_run_stopped_repeatedly_and_resumed_in_other_folders_is_the_same_run(experiment, complete, tmp_path, clock):
     for k in range(100):
         results, before = tmp_path / str(k), tmp_path / str(k - 1)
         if before.exists():
-            before.rename(results)  # another folder each time
+            before.rename(results)  # a new folder each time
         elif experiment == "construction":
-            shutil.copytree(whole / "degradation" / "plain20", results / "degradation" / "plain20")
+            shutil.copytree(complete / "degradation" / "plain20", results / "degradation" / "plain20")
         if reproduce(experiment, results, hours=4 / 3600):
             break
-        kept = list(results.rglob("step-*.safetensors"))
-        assert len(kept) <= 1  # one run is unfinished, and has one checkpoint
+        checkpoints = list(results.rglob("step-*.safetensors"))
+        assert len(checkpoints) <= 1  # that of the unfinished run
     assert k >= 3
     for file in results.rglob("metrics.jsonl"):
-        rows = read_lines(file)  # the time of the sessions before counts
+        rows = read_rows(file)  # times include those of earlier sessions
         for clock in ("seconds", "cpu_seconds"):
             assert 0 < rows[0][clock] and all(a[clock] < b[clock] for a, b in zip(rows, rows[1:], strict=False))
-    assert len(read_lines(next((results / experiment).iterdir()) / "sessions.jsonl")) > 1
-    assert_same_results(results / experiment, whole / experiment)
+    assert len(read_rows(next((results / experiment).iterdir()) / "sessions.jsonl")) > 1
+    assert_same_results(results / experiment, complete / experiment)
 
 
-def test_a_run_that_was_killed_goes_on_and_its_files_hold_no_step_twice(whole, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_and_no_step_is_recorded_twice(complete, tmp_path, monkeypatch):
     out = tmp_path / "very-deep" / "resnet1202"
     training = EXPERIMENTS["very-deep"]["resnet1202"]
 
-    def killed(path, row, note=experiments.note):
-        note(path, row)
+    def killed(path, row, append_row=experiments.append_row):
+        append_row(path, row)
         if row["step"] == 3:
             raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(experiments, "note", killed)
-        training.go_on(out, lambda: DATA, float("inf"))
-    assert [row["step"] for row in read_lines(out / "steps.jsonl")] == [1, 2, 3]
-    training.go_on(out, lambda: DATA, float("inf"))
-    assert_same_results(out, whole / "very-deep" / "resnet1202")
+        patch.setattr(experiments, "append_row", killed)
+        training.run(out, lambda: DATA, float("inf"))
+    assert [row["step"] for row in read_rows(out / "steps.jsonl")] == [1, 2, 3]
+    training.run(out, lambda: DATA, float("inf"))
+    assert_same_results(out, complete / "very-deep" / "resnet1202")
 
 
-def test_ctrl_c_loses_no_step(whole, tmp_path, monkeypatch):
+def test_ctrl_c_loses_no_step(complete, tmp_path, monkeypatch):
     out = tmp_path / "very-deep" / "resnet1202"
     training = EXPERIMENTS["very-deep"]["resnet1202"]
 
-    def pressed(run, end_step=Run.end_step):
-        end_step(run)
-        if run.at.step == 3:
+    def pressed(run):
+        if run.progress.step == 3:
             signal.raise_signal(signal.SIGINT)
+        return False
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "end_step", pressed)
-        training.go_on(out, lambda: DATA, float("inf"))
-    training.go_on(out, lambda: DATA, float("inf"))
-    assert_same_results(out, whole / "very-deep" / "resnet1202")
+        patch.setattr(Run, "is_checkpoint_due", pressed)
+        training.run(out, lambda: DATA, float("inf"))
+    training.run(out, lambda: DATA, float("inf"))
+    assert_same_results(out, complete / "very-deep" / "resnet1202")
 
 
-def test_what_is_finished_is_skipped_and_needs_no_data(whole, monkeypatch):
+def test_finished_runs_are_skipped_and_need_no_data(complete, monkeypatch):
     monkeypatch.setattr(experiments, "open_data", None)
-    assert reproduce("all", whole, hours=0)
+    assert reproduce("all", complete, hours=0)
 
 
-def test_without_time_nothing_begins(tmp_path, clock):
+def test_no_run_starts_after_the_deadline(tmp_path, clock):
     assert not reproduce("fast", tmp_path, hours=0)
     assert not list(tmp_path.iterdir())
 
 
-def test_other_settings_are_refused_by_name_and_the_run_is_left_alone(whole, tmp_path, monkeypatch):
-    shutil.copytree(whole / "paper", tmp_path / "paper")
+def test_other_settings_are_named_and_the_run_is_left_unchanged(complete, tmp_path, monkeypatch):
+    shutil.copytree(complete / "paper", tmp_path / "paper")
     out, training = tmp_path / "paper" / "resnet20", EXPERIMENTS["paper"]["resnet20"]
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     (out / "metrics.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
     changed = replace(training, config=replace(training.config, lr=0.3, threads=2))
     with pytest.raises(RunError, match=r"other settings \(lr\)"):
-        changed.go_on(out, lambda: DATA, float("inf"))
+        changed.run(out, lambda: DATA, float("inf"))
     assert (out / "model.safetensors").exists()
 
 
-def test_construction_wants_the_trained_net_first(tmp_path):
+def test_construction_needs_the_trained_net_first(tmp_path):
     with pytest.raises(RunError, match="degradation.plain20, which is not trained yet"):
         reproduce("construction", tmp_path)
 
 
-def test_an_unknown_experiment_is_told(tmp_path, status_of, capsys):
+def test_an_unknown_experiment_is_an_error(tmp_path, status_of, capsys):
     assert status_of("reproduce", "everything", "--out", tmp_path) == 2
-    assert "expected all, one of degradation, depth, fast" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="one run such as degradation/plain20, got 'fast/resnet56'"):
+    assert "expected all, one of first, degradation, depth, fast" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="one run such as first/resnet20, got 'fast/resnet56'"):
         reproduce("fast/resnet56", tmp_path)
 
 
-def test_one_run_of_an_experiment_is_run_alone(whole, tmp_path):
+def test_one_run_of_an_experiment_can_be_run_alone(complete, tmp_path):
     assert reproduce("degradation/resnet20", tmp_path)
     assert [path.name for path in (tmp_path / "degradation").iterdir()] == ["resnet20"]
-    shutil.copytree(whole / "degradation" / "resnet20", tmp_path / "whole" / "resnet20")
-    assert_same_results(tmp_path / "degradation", tmp_path / "whole")
+    shutil.copytree(complete / "degradation" / "resnet20", tmp_path / "expected" / "resnet20")
+    assert_same_results(tmp_path / "degradation", tmp_path / "expected")
 
 
-def test_the_command_runs_stops_and_tells(whole, tmp_path, status_of, capsys, clock):
+def test_the_command_runs_and_reports_a_spent_budget(complete, tmp_path, status_of, capsys, clock):
     assert status_of("reproduce", "fast", "--out", tmp_path / "results", "--budget", 2 / 3600) == 0
     assert "hours is spent; the same command goes on" in capsys.readouterr().out
     assert status_of("reproduce", "fast", "--out", tmp_path / "results") == 0
     assert "is spent" not in capsys.readouterr().out
-    assert_same_results(tmp_path / "results" / "fast", whole / "fast")
+    assert_same_results(tmp_path / "results" / "fast", complete / "fast")
 
 
-# ---- looking inside
+# ---- layer statistics
 
 
-def test_responses_and_norms_are_those_of_a_pass_by_hand(tmp_path):
+def test_responses_and_norms_agree_with_a_pass_by_hand(tmp_path):
     run = Run(EXPERIMENTS["degradation"]["resnet20"].config, tmp_path, DATA)
     rng = np.random.default_rng(0)
     for name, p in run.net.named_parameters():
         if ".bn" in name or name.startswith("bn"):
             p.data[...] = rng.uniform(0.5, 1.5, p.shape)
     before = run.net.state_dict()
-    seen = layer_statistics(run)
+    found = layer_statistics(run)
     assert all(np.array_equal(array, before[name]) for name, array in run.net.state_dict().items())
     assert all(p.grad is None for p in run.net.parameters())
 
@@ -287,22 +288,22 @@ def test_responses_and_norms_are_those_of_a_pass_by_hand(tmp_path):
         loss = experiments.cross_entropy(run.net(Tensor(run.normalise(DATA.train_images))), DATA.train_labels)
     loss.backward()
     layers = {name: module for name, module in run.net.modules() if isinstance(module, Conv2d)}
-    assert list(seen["response"]) == list(seen["gradient"]) == list(layers) and len(layers) == 7
+    assert list(found["response"]) == list(found["gradient"]) == list(layers) and len(layers) == 7
     for name, layer in layers.items():
         norm = dict(run.net.modules())[name.replace("conv", "bn")]
         x = outputs[name]
         y = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) * norm.weight.data + norm.bias.data
-        assert seen["response"][name] == pytest.approx(y.std(), rel=1e-4)
-        assert seen["gradient"][name] == pytest.approx(np.sqrt((layer.weight.grad**2).sum()), rel=1e-3)
-        assert seen["weight"][name] == pytest.approx(np.sqrt((layer.weight.data**2).sum()), rel=1e-5)
+        assert found["response"][name] == pytest.approx(y.std(), rel=1e-4)
+        assert found["gradient"][name] == pytest.approx(np.sqrt((layer.weight.grad**2).sum()), rel=1e-3)
+        assert found["weight"][name] == pytest.approx(np.sqrt((layer.weight.data**2).sum()), rel=1e-5)
 
 
-# ---- the construction
+# ---- identity layers
 
 
 @pytest.fixture
 def trained(tmp_path):
-    """A run folder with a plain net whose numbers are all far from the initial ones."""
+    """A plain net whose parameters are all far from their initial values, and its run folder."""
     net, rng = build("plain8", width=8, seed=3), np.random.default_rng(0)
     for _, module in net.modules():
         if isinstance(module, BatchNorm2d):
@@ -328,32 +329,32 @@ def trained(tmp_path):
     return net.eval(), out
 
 
-def test_a_deepened_net_is_the_old_one_at_the_start(trained, tmp_path):
+def test_a_deepened_net_computes_the_same_function(trained, tmp_path):
     net, source = trained
     run = Run(Config(model="plain20", width=8, batch_size=16, threads=1), tmp_path, DATA)
-    told = insert_identity_layers(run, source, batches=3)
+    found = insert_identity_layers(run, source, batches=3)
     x = Tensor(run.normalise(DATA.test_images))
     with no_grad():
-        wanted = net(x).data
-        came = run.net.eval()(x).data
+        expected = net(x).data
+        got = run.net.eval()(x).data
         in_training = run.net.train()(Tensor(run.normalise(DATA.train_images))).data
         old_in_training = net.train()(Tensor(run.normalise(DATA.train_images))).data
-    assert np.abs(wanted).max() > 1 and np.ptp(wanted, axis=0).min() > 0.1  # logits that tell pictures apart
-    np.testing.assert_allclose(came, wanted, rtol=1e-4, atol=1e-4)
-    assert told["largest_difference"] < 1e-4 * np.abs(wanted).max()
-    assert told["before_test_acc"] == told["after_test_acc"]
-    assert told["before_test_loss"] == pytest.approx(told["after_test_loss"], rel=1e-4)
+    assert np.abs(expected).max() > 1 and np.ptp(expected, axis=0).min() > 0.1  # logits that differ between images
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    assert found["largest_difference"] < 1e-4 * np.abs(expected).max()
+    assert found["before_test_acc"] == found["after_test_acc"]
+    assert found["before_test_loss"] == pytest.approx(found["after_test_loss"], rel=1e-4)
     assert np.abs(in_training - old_in_training).max() < 0.2 * np.abs(old_in_training).max()
     assert len(run.net.layer1) == 3 and np.array_equal(run.net.layer1[2].conv2.weight.data[1, 1], np.eye(8))
     assert np.array_equal(run.net.layer2[0].conv1.weight.data, net.layer2[0].conv1.weight.data)
 
 
-def test_an_additional_block_gives_out_what_comes_in(trained, tmp_path):
+def test_an_inserted_block_is_the_identity(trained, tmp_path):
     _, source = trained
     run = Run(Config(model="plain14", width=8, batch_size=16, threads=1), tmp_path, DATA)
     insert_identity_layers(run, source, batches=3)
     x = np.abs(np.random.default_rng(0).normal(size=(2, 8, 8, 16))).astype(np.float32)
-    x[:, ::2] = 0  # as ReLU leaves them
+    x[:, ::2] = 0  # as after a ReLU
     with no_grad():
         y = run.net.layer2[1].eval()(Tensor(x)).data
     np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5)
@@ -362,11 +363,11 @@ def test_an_additional_block_gives_out_what_comes_in(trained, tmp_path):
 # ---- the identity
 
 
-def test_residual_blocks_find_the_identity_and_plain_ones_only_the_mean(tmp_path):
+def test_residual_blocks_learn_the_identity_and_plain_ones_only_the_mean(tmp_path):
     last = {}
-    for name, option in (("plain", None), ("residual", "A")):
-        Identity(option, blocks=2, steps=120).go_on(tmp_path / name, None, 0)
-        rows = read_lines(tmp_path / name / "metrics.jsonl")
+    for name, shortcut in (("plain", None), ("residual", "A")):
+        Identity(shortcut, blocks=2, steps=120).run(tmp_path / name, None, 0)
+        rows = read_rows(tmp_path / name / "metrics.jsonl")
         assert [row["step"] for row in rows] == list(range(1, 121))
         last[name] = rows[-1]["train_loss"]
     assert last["residual"] < 0.01 and 0.2 < last["plain"] < 0.45
@@ -375,8 +376,8 @@ def test_residual_blocks_find_the_identity_and_plain_ones_only_the_mean(tmp_path
 # ---- tables
 
 
-def record(out, model, rows, epochs=10, steps=3900, begin=None, **settings):
-    """A run's files, written by hand. rows: of training and test accuracy, an epoch each."""
+def record(out, model, rows, epochs=10, steps=3900, init_from=None, **settings):
+    """Write the files of a run. rows: (training accuracy, test accuracy) of each epoch."""
     out.mkdir(parents=True)
     config = {
         "model": model,
@@ -405,33 +406,31 @@ def record(out, model, rows, epochs=10, steps=3900, begin=None, **settings):
         for i, (a, b) in enumerate(rows, start=1)
     ]
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
-    if begin:
-        (out / "init_from.json").write_text(json.dumps(begin), encoding="utf-8")
+    if init_from:
+        (out / "init_from.json").write_text(json.dumps(init_from), encoding="utf-8")
 
 
-def test_the_table_of_runs_tells_what_the_files_hold(tmp_path):
+def test_the_table_of_runs_agrees_with_the_files(tmp_path):
     record(tmp_path / "degradation" / "plain20", "plain20", 9 * [(0.5, 0.5)] + [(0.875, 0.8125)])
     record(tmp_path / "degradation" / "resnet56", "resnet56", 7 * [(0.9, 0.8)])
     record(tmp_path / "paper" / "resnet20", "resnet20", 4 * [(0.7, 0.7)], epochs=None, steps=64_000)
     lines = tables.table_of_runs(tmp_path).splitlines()
     assert lines[2:] == [
-        "| degradation/plain20 | plain20 | 269,722 | 10 | 25 | 45 | 12.50 | 18.75 | - "
-        "| 10 epochs for the paper's 164 |",
+        "| degradation/plain20 | plain20 | 269,722 | 10 | 25 | 45 | 12.50 | 18.75 | - | 10 epochs instead of 164 |",
         "| degradation/resnet56 | resnet56 | 853,018 | 7 of 10 | 18 | 32 | 10.00 | 20.00 | 6.97 "
-        "| 10 epochs for the paper's 164 |",
+        "| 10 epochs instead of 164 |",
         "| paper/resnet20 | resnet20 | 269,722 | 4 of 165 | 10 | 18 | 30.00 | 30.00 | 8.75 "
         "| the paper's recipe, unfinished |",
     ]
-    assert "degradation/plain20" in tables.TABLES["README"](tmp_path)
 
 
-def test_a_finished_run_of_the_papers_recipe_differs_by_its_seed(tmp_path):
+def test_a_finished_run_of_the_papers_recipe_differs_in_its_seed(tmp_path):
     record(tmp_path / "paper" / "resnet20", "resnet20", 165 * [(0.9, 0.75)], epochs=None, steps=64_000)
     row = tables.table_of_runs(tmp_path).splitlines()[-1]
     assert "| 165 |" in row and row.endswith("| 10.00 | 25.00 | 8.75 | the paper's recipe, another seed |")
 
 
-def test_what_depth_changes_is_the_difference_of_the_errors(tmp_path):
+def test_the_effect_of_depth_is_the_difference_of_the_errors(tmp_path):
     for net, (train, test) in {
         "plain20": (0.8, 0.75),
         "plain56": (0.6, 0.65),
@@ -446,14 +445,14 @@ def test_what_depth_changes_is_the_difference_of_the_errors(tmp_path):
     assert [row[0] for row in cells[2:]] == ["residual, training error %", "residual, test error %"]
 
 
-def test_a_pair_is_told_as_soon_as_both_nets_have_begun(tmp_path):
+def test_a_pair_is_shown_once_both_nets_have_trained_for_an_epoch(tmp_path):
     for net in ("resnet20", "plain20", "resnet56"):
         record(tmp_path / "depth" / net, net, [(0.5, 0.5)])
-    assert list(tables.pairs(tmp_path, "depth")) == ["residual"]
-    assert tables.draw(tmp_path) == [tmp_path / "depth" / "depth.png"]
+    assert list(pairs(tmp_path, "depth")) == ["residual"]
+    assert figures.draw(tmp_path) == [tmp_path / "depth" / "depth.png"]
 
 
-def test_shortcuts_have_mean_and_deviation_of_finished_runs(tmp_path):
+def test_shortcuts_show_mean_and_deviation_of_the_finished_runs(tmp_path):
     for seed, test in enumerate((0.80, 0.82, 0.84)):
         rows = 5 * [(0.9, test)]
         record(tmp_path / "shortcuts" / f"B-seed-{seed}", "resnet20", rows, 5, 1950, shortcut="B", recipe="fast")
@@ -461,7 +460,7 @@ def test_shortcuts_have_mean_and_deviation_of_finished_runs(tmp_path):
     assert tables.shortcuts(tmp_path).splitlines()[2:] == ["| B | 272,474 | 10.00 ± 0.00 | 18.00 ± 2.00 | 3 |"]
 
 
-def test_construction_begins_where_the_shallow_net_was(tmp_path):
+def test_construction_starts_at_the_error_of_the_shallow_net(tmp_path):
     record(
         tmp_path / "construction" / "plain56-rate-0.01",
         "plain56",
@@ -469,14 +468,14 @@ def test_construction_begins_where_the_shallow_net_was(tmp_path):
         3,
         1170,
         lr=0.01,
-        begin={"source": "degradation/plain20", "after_test_acc": 0.8},
+        init_from={"source": "degradation/plain20", "after_test_acc": 0.8},
     )
     line = tables.construction(tmp_path).splitlines()[2]
     assert line == "| plain56 | the trained plain20 | 0.01 | 20.00 | 10.00 | 15.00 | 3 |"
     assert "3 more epochs with the net of degradation/plain20" in tables.table_of_runs(tmp_path)
 
 
-def test_gradients_and_weights_are_told_from_the_smallest_to_the_largest_layer(tmp_path):
+def test_gradients_and_weights_show_the_smallest_and_the_largest_norm(tmp_path):
     out = tmp_path / "degradation" / "plain20"
     record(out, "plain20", 2 * [(0.5, 0.5)])
     layers = [
@@ -494,7 +493,7 @@ def test_gradients_and_weights_are_told_from_the_smallest_to_the_largest_layer(t
     assert tables.responses(tmp_path).splitlines()[2:] == ["| plain20 | 0.500 | 0.500 | 2 of 10 |"]
 
 
-def test_the_first_steps_are_told_where_they_begin_where_the_rate_changes_and_at_the_end(tmp_path):
+def test_very_deep_runs_show_their_start_the_change_of_rate_and_their_end(tmp_path):
     out = tmp_path / "very-deep" / "resnet110"
     record(out, "resnet110", [], None, 64_000)
     steps = [
@@ -514,52 +513,53 @@ def test_the_first_steps_are_told_where_they_begin_where_the_rate_changes_and_at
     )
 
 
-def test_every_table_can_be_made_of_nothing_and_of_everything(whole, tmp_path):
+def test_every_table_can_be_made_from_no_runs_and_from_all_runs(complete, tmp_path):
     for name, table in tables.TABLES.items():
         assert table(tmp_path) == ""
-        lines = table(whole).splitlines()
-        assert len(lines) >= (3 if name == "paper" else 4), name  # one run alone
-        assert len({line.count("|") for line in lines}) == 1, name
-    assert tables.draw(tmp_path) == []
+        if name != "speed":
+            lines = table(complete).splitlines()
+            assert len(lines) >= (3 if name == "paper" else 4), name  # the paper's recipe has one run
+            assert len({line.count("|") for line in lines}) == 1, name
+    assert figures.draw(tmp_path) == []
 
 
-def test_a_page_keeps_its_words_and_gets_its_tables(whole, tmp_path):
-    results = tmp_path / "results"
-    shutil.copytree(whole, results)
+def test_a_page_keeps_its_text_and_gets_new_tables(complete, tmp_path):
+    results, benchmarks = tmp_path / "results", tmp_path / "benchmarks"
+    shutil.copytree(complete, results)
+    benchmarks.mkdir()
     page = "# Words\n\n<!-- table: shortcuts -->\nold\n<!-- end -->\n\nmore *words*\n"
     (results / "README.md").write_text(page, encoding="utf-8")
-    (tmp_path / "README.md").write_text(page, encoding="utf-8")
+    (benchmarks / "README.md").write_text("<!-- table: speed --> <!-- end -->", encoding="utf-8")
     done = tables.rebuild(results)
-    figures = {f"{name}.png".split("/")[-1] for shown in tables.FIGURES.values() for name in shown}
-    assert sorted(path.name for path in done) == sorted([*figures, "README.md", "README.md"])
-    assert all(path.stat().st_size > 100 for path in done)
-    inner, outer = ((folder / "README.md").read_text(encoding="utf-8") for folder in (results, tmp_path))
-    assert inner.startswith("# Words\n\n<!-- table: shortcuts -->\n\n| shortcut | parameters |")
-    assert inner.endswith("(shortcuts/shortcuts.png)\n\n<!-- end -->\n\nmore *words*\n") and "old" not in inner
-    assert "(results/shortcuts/shortcuts.png)" in outer
+    pngs = [results / file for shown in figures.FIGURES.values() for file in shown]
+    assert sorted(done) == sorted([*pngs, results / "README.md", benchmarks / "README.md"])
+    assert all(png.read_bytes().startswith(b"\x89PNG") for png in pngs)
+    text = (results / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("# Words\n\n<!-- table: shortcuts -->\n\n| shortcut | parameters |")
+    assert text.endswith("(shortcuts/shortcuts.png)\n\n<!-- end -->\n\nmore *words*\n") and "old" not in text
     tables.rebuild(results)
-    assert (results / "README.md").read_text(encoding="utf-8") == inner
-    assert "Not run yet." in tables.fill(page, tmp_path / "none")
-    with pytest.raises(ValueError, match="no table 'short'"):
+    assert (results / "README.md").read_text(encoding="utf-8") == text
+    assert "Not run yet." in (benchmarks / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="table: expected one of runs, .*, got 'short'"):
         tables.fill("<!-- table: short --> <!-- end -->", results)
 
 
 # ---- figures
 
 
-def test_the_figure_of_errors_holds_the_recorded_curves(whole):
-    runs = [whole / "degradation" / net for net in ("plain20", "plain56")]
+def test_the_figure_of_errors_shows_the_recorded_curves(complete):
+    runs = [complete / "degradation" / net for net in ("plain20", "plain56")]
     figure = plots.errors({"plain": runs, "residual": runs[:1]})
     left, right = figure.axes
     assert (left.get_title(), len(left.lines), len(right.lines)) == ("plain", 4, 2)
-    rows = read_lines(runs[1] / "metrics.jsonl")
+    rows = read_rows(runs[1] / "metrics.jsonl")
     for line, part in zip(left.lines[2:], ("train", "test"), strict=True):
         assert line.get_ydata() == pytest.approx([100 - 100 * row[f"{part}_acc"] for row in rows])
     assert left.lines[2].get_linestyle() == "--" and left.lines[3].get_linestyle() == "-"
     assert left.get_ylim() == right.get_ylim()
 
 
-def test_lines_keep_their_look_from_panel_to_panel():
+def test_a_line_has_the_same_style_in_every_panel():
     figure = plots.lines(
         {"one": {"a": ([1, 2], [3, 4]), "b": ([1, 2], [5, 6])}, "two": {"b": ([1, 2], [7, 8])}}, "x", "y", log=True
     )
@@ -569,7 +569,7 @@ def test_lines_keep_their_look_from_panel_to_panel():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
-def test_a_legend_of_long_names_stays_in_the_picture():
+def test_a_legend_of_long_names_stays_inside_the_figure():
     names = [f"a run with a name of thirty {k}" for k in range(4)]
     figure = plots.lines({"panel": {name: ([1, 2], [k, k]) for k, name in enumerate(names)}}, "step", "loss")
     figure.draw_without_rendering()
@@ -577,6 +577,6 @@ def test_a_legend_of_long_names_stays_in_the_picture():
     assert 0 <= legend.x0 and legend.x1 <= figure.bbox.x1
 
 
-def test_spread_draws_each_point_and_the_mean():
+def test_spread_shows_each_value_and_the_mean():
     axes = plots.spread({"A": [1.0, 2.0, 6.0], "B": [4.0]}, "error").axes[0]
     assert [list(line.get_ydata()) for line in axes.lines] == [[1, 2, 6], [3, 3], [4], [4, 4]]

@@ -1,4 +1,4 @@
-"""The glossary and the map of the paper: what they name exists."""
+"""The glossary and the map of the paper: all that they link to exists."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ def read(path):
 
 
 def names(path):
-    """What a Python file defines at its top level, and the methods of its classes as Class.method."""
+    """The top-level names of a Python file, and the methods of its classes as Class.method."""
     found = set()
     for node in ast.parse(read(path)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -29,14 +29,14 @@ def names(path):
 
 
 def rows(page):
-    """The rows of a page's tables, as cells, without the heads."""
+    """The rows of all tables of a page, as lists of cells, without the header rows."""
     tables = re.findall(r"(?:^\|.*\n)+", read(ROOT / "chapters" / page), re.MULTILINE)
     lines = [line for table in tables for line in table.splitlines()[2:]]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 @each_page
-def test_every_link_leads_to_a_file_and_to_a_name_in_it(page):
+def test_every_link_leads_to_a_file_that_defines_its_name(page):
     text = read(ROOT / "chapters" / page)
     links = re.findall(r"\[([^\]]+)\]\(([^)]+)\)", text)
     assert len(links) > 20 and all(label.startswith("`") for label, _ in links)
@@ -45,7 +45,7 @@ def test_every_link_leads_to_a_file_and_to_a_name_in_it(page):
 
 
 @each_page
-def test_every_row_has_all_its_cells_and_a_chapter_that_exists(page):
+def test_every_row_is_complete_and_names_a_chapter_that_exists(page):
     for cells in rows(page):
         assert len(cells) == 5, cells
         chapters = cells[3] if page == "glossary.md" else cells[2]
@@ -62,15 +62,15 @@ def test_every_exercise_exists_and_belongs_to_a_chapter_of_its_row():
             assert chapter in cells[2].split(", "), cells
 
 
-def test_the_map_is_whole():
-    """All equations, figures and tables of the paper, each once."""
+def test_the_map_is_complete():
+    """It lists each equation, figure and table of the paper once."""
     first = [cells[0] for cells in rows("paper_map.md")]
     assert [cell[:10] for cell in first if cell.startswith("equation")] == ["equation 1", "equation 2"]
     numbers = [cell for cell in first if re.fullmatch(r"[\d, andto]+", cell)]
     assert numbers == ["1", "2", "3", "4", "5", "6", "7", "1", "2", "3", "4, 5", "6", "7, 8 and 9 to 14"]
 
 
-def test_the_glossary_has_each_word_once_and_in_both_languages():
+def test_the_glossary_lists_each_word_once_in_both_languages():
     words = rows("glossary.md")
     assert len({cells[0] for cells in words}) == len(words)
     assert all(re.search("[一-鿿]", cells[1]) and not re.search("[一-鿿]", cells[0]) for cells in words)

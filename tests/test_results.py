@@ -1,8 +1,7 @@
-"""Figures that the README tells are those of the recorded files."""
+"""The pages agree with the recorded files."""
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,42 +9,21 @@ import pytest
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from minires.paper.experiments import EXPERIMENTS
-from minires.paper.tables import fill
+from minires.paper.experiments import EXPERIMENTS, Training
+from minires.paper.records import records
+from minires.paper.tables import PAPER, fill
+from minires.training.config import read_config
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_speed_table_is_the_recorded_one(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "step", raising=False)
-    from step import table
-
-    recorded = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))
-    assert table(recorded) in README
-
-
-def test_the_accuracy_on_cifar10_is_the_recorded_one():
-    run = ROOT / "results" / "first" / "resnet20"
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    assert config["config"]["model"] == "resnet20" and config["dataset"]["name"] == "cifar10"
-    assert last["epoch"] == config["config"]["epochs"] == 3
-    assert last["test_acc"] >= 0.75
-    assert f"reaches {last['test_acc']:.1%} on the test set in {last['seconds'] / 60:.0f} minutes" in README
-
-
-@pytest.mark.parametrize("name", ["bench.json", "ladder.json"])
-def test_recorded_figures_tell_their_machine(name):
-    machine = json.loads((ROOT / "benchmarks" / name).read_text(encoding="utf-8"))["machine"]
-    assert {"processor", "cores", "system", "python", "numpy"} <= set(machine)
+RESULTS = ROOT / "results"
+PAGES = [RESULTS / "README.md", ROOT / "benchmarks" / "README.md"]
+RUNS = [f"{experiment}/{run}" for experiment, runs in EXPERIMENTS.items() for run in runs]
 
 
 @pytest.fixture
 def no_training():
-    """Skips where an experiment is running in this folder: its files are ahead of the tables."""
-    for lock in (ROOT / "results").glob("*/*/.lock"):
+    """Skips if an experiment is running in this folder: its files are ahead of the tables."""
+    for lock in RESULTS.glob("*/*/.lock"):
         try:
             with FileLock(lock, timeout=0):
                 pass
@@ -53,23 +31,53 @@ def no_training():
             pytest.skip(f"{lock.parent.name} is being trained")
 
 
-@pytest.mark.parametrize("page, folder", [("README.md", "results/"), ("results/README.md", "")])
-def test_the_tables_of_the_experiments_are_those_of_the_recorded_files(page, folder, no_training):
-    text = (ROOT / page).read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_tables_of_a_page_are_those_of_the_recorded_files(page, no_training):
+    text = page.read_text(encoding="utf-8")
     assert "<!-- table: " in text
-    assert fill(text, ROOT / "results", folder) == text, "make them anew: python -m minires reproduce --tables"
+    assert fill(text, RESULTS) == text, "rebuild them: python -m minires reproduce --tables"
 
 
-def test_every_figure_on_the_pages_is_there_and_no_blank():
-    for page in (ROOT / "README.md", ROOT / "results" / "README.md"):
-        for name in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", page.read_text(encoding="utf-8")):
-            pixels = np.asarray(Image.open(page.parent / name).convert("L"))
-            assert min(pixels.shape) > 200 and (pixels < 128).mean() > 0.002, name
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.parent.name)
+def test_every_figure_on_a_page_exists_and_is_not_blank(page):
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", page.read_text(encoding="utf-8")):
+        pixels = np.asarray(Image.open(page.parent / name).convert("L"))
+        assert min(pixels.shape) > 200 and (pixels < 128).mean() > 0.002, name
+
+
+def test_the_readme_quotes_the_recorded_accuracies_and_the_recorded_speed():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    rows = {name: records(RESULTS, name)["resnet20"].rows for name in ("first", "fast", "paper")}
+    accuracy = {name: found[-1]["test_acc"] for name, found in rows.items()}
+    minutes = {name: f"{found[-1]['seconds'] / 60:.0f} minutes" for name, found in rows.items()}
+    assert len(rows["first"]) == 3 and accuracy["first"] >= 0.75
+    assert f"reaches {accuracy['first']:.1%} on the test set in {minutes['first']}" in text
+    assert f"reaches {accuracy['fast']:.2%} in {minutes['fast']}" in text
+    assert f"reaches {accuracy['paper']:.2%} where the paper has {100 - PAPER['resnet20']:.2f}%" in text
+    step = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))["step resnet20"]["minires"]
+    assert f"takes about {step['ratio_median']:.1f} times as long as PyTorch's" in text
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_recorded_settings_are_those_of_the_experiment(run):
+    experiment, name = run.split("/")
+    kind, out = EXPERIMENTS[experiment][name], RESULTS / run
+    if isinstance(kind, Training):
+        assert kind.config_to_resume(out) and read_config(out).data == "cifar10"
+    else:
+        config = json.loads((out / "config.json").read_text(encoding="utf-8"))["config"]
+        assert type(kind)(**config) == kind
+
+
+@pytest.mark.parametrize("name", ["bench.json", "ladder.json"])
+def test_recorded_speeds_name_their_machine(name):
+    machine = json.loads((ROOT / "benchmarks" / name).read_text(encoding="utf-8"))["machine"]
+    assert {"processor", "cores", "system", "python", "numpy"} <= set(machine)
 
 
 def test_unfinished_runs_have_a_checkpoint_and_finished_ones_none(no_training):
     for experiment, runs in EXPERIMENTS.items():
         for run, kind in runs.items():
-            out = ROOT / "results" / experiment / run
+            out = RESULTS / experiment / run
             if (out / "config.json").exists():
-                assert kind.finished(out) != any(out.glob("checkpoints/*")), out
+                assert kind.is_finished(out) != any(out.glob("checkpoints/*")), out

@@ -38,9 +38,11 @@ from minires.paper import tables
 from minires.data import Loader, Normalise
 from minires.data.augment import augment
 from minires.paper.experiments import EXPERIMENTS, layer_statistics
+from minires.paper.figures import by_layer
+from minires.paper.records import records
 from minires.optim import one_cycle
-from minires.training.run import PAPER_STEPS, RECIPES, schedule_of
-from minires.training.loop import Config, evaluate, open_data
+from minires.training.config import PAPER_STEPS, RECIPES, Config, open_data, schedule_of
+from minires.training.loop import evaluate
 
 plots.notebook_style()
 RESULTS = Path("..") / "results"  # what was recorded on real CIFAR-10
@@ -359,7 +361,7 @@ def falls(r):
             print(f"test loss {a['test_loss']:.2f} -> {b['test_loss']:.2f}")
 
 
-runs = {name: r for name, r in tables.records(RESULTS, "degradation").items() if r.rows}
+runs = {name: r for name, r in records(RESULTS, "degradation").items() if r.rows}
 for name, r in runs.items():
     print(f"recorded: {name}, {r.epochs()} epochs")
     falls(r)
@@ -444,14 +446,15 @@ for depth in (20, 32, 44, 56, 110, 1202):
 recorded = {
     f"{experiment}/{run}": r
     for experiment in ("degradation", "depth", "fast", "paper", "first")
-    for run, r in tables.records(RESULTS, experiment).items()
+    for run, r in records(RESULTS, experiment).items()
 }
 print(f"{'':11}{'parameters':>12}{'paper':>10}{'here':>10}   epochs here")
 for model, total in totals.items():
     print(f"{model:11}{total.parameters:12,}{tables.PAPER[model]:8.2f} %", end="")
     here = [(name, r) for name, r in recorded.items() if r.config.get("model") == model and r.rows and not r.steps]
     for i, (name, r) in enumerate(here):
-        print(f"{'' if i == 0 else ' ' * 33}{r.error('test'):8.2f} %   {r.epochs()} ({name}: {r.why()})")
+        indent = "" if i == 0 else " " * 33
+        print(f"{indent}{r.error('test'):8.2f} %   {r.epochs()} ({name}: {r.difference_from_paper()})")
     if not here:
         print(f"{'-':>10}")
 
@@ -488,7 +491,7 @@ plots.curves(RESULTS / "paper" / "resnet20")
 def responses(net):
     """Standard deviation of each layer's response to 128 training images, over the layer's number."""
     run = SimpleNamespace(net=net, loader=SimpleNamespace(images=images, labels=labels), normalise=normalise)
-    return tables.by_layer(layer_statistics(run)["response"].values())
+    return by_layer(layer_statistics(run)["response"].values())
 
 
 before = {model: responses(small_net(model)) for model in ("resnet8", "plain8")}
@@ -510,7 +513,7 @@ for name, found_there in deep.items():
 missing = [name for name in EXPERIMENTS["degradation"] if name not in runs]
 print("not recorded yet:", ", ".join(missing) or "none")
 plots.lines(
-    {"recorded on CIFAR-10": {name: tables.by_layer(values) for name, values in deep.items()}},
+    {"recorded on CIFAR-10": {name: by_layer(values) for name, values in deep.items()}},
     "layer",
     "standard deviation of the response",
 )
@@ -781,7 +784,7 @@ hint("8.1")
 # - `minires/data/augment.py`: normalisation and augmentation, without a loop. `minires/data/loader.py`: why every
 #   random draw has a key of its own, so that a run that is stopped and resumed sees the same crops.
 # - `minires/training/loop.py` and `minires/training/run.py`: the loop, recipes, checkpoints. `minires/optim.py`: the schedules.
-# - `minires/paper/experiments.py` and `minires/paper/tables.py`: how `results/` is made, and how its tables are.
+# - `minires/paper/experiments.py`, `records.py` and `tables.py` next to it: how `results/` and its tables are made.
 # - Chapter 9: bottlenecks, and the nets for ImageNet.
 # - Sources: He et al. 2016, "Deep residual learning for image recognition", section 4.2, Table 6, Figures 6 and 7; Lee
 #   et al. 2015, "Deeply-supervised nets" (whose augmentation the paper takes over); Smith and Topin 2018,

@@ -1,26 +1,24 @@
-"""What the experiments showed: every table and figure, from the recorded files and nothing else.
+"""The results of the experiments as tables and figures, made from recorded files and nothing else.
 
-Tables stand in results/README.md and README.md between two marks,
+A page, results/README.md or benchmarks/README.md, has its tables between two marks,
 
     <!-- table: NAME --> ... <!-- end -->
 
-and `rebuild` writes anew what is between them. The words around them are written by hand.
+and `rebuild` rewrites what is between them. The text around them is written by hand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from math import ceil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import Any
 
-from minires import plots
+from minires.paper.experiments import EXPERIMENTS, read_json
+from minires.paper.figures import FIGURES, WINDOW, draw
+from minires.paper.records import MOMENTS, PARTS, Record, by_option, pairs, records
 from minires.training.checkpoint import write_atomically
-from minires.paper.experiments import BEGIN, EXPERIMENTS, LAYERS, STEPS, Row, read_json, read_lines
-from minires.resnet import build
-from minires.training.run import CONFIG, METRICS, PAPER_STEPS
-from minires.summary import summarise
 
 PAPER = {
     "resnet20": 8.75,
@@ -30,290 +28,280 @@ PAPER = {
     "resnet110": 6.43,
     "resnet1202": 7.93,
 }  # test error in percent (Table 6)
-PAPER_EPOCHS = round(PAPER_STEPS * 128 / 50_000)
-IN_README = ("degradation", "depth", "fast", "paper")
-SMOOTH = 20
-MOMENTS = {"before training": 0, "after an epoch": 1, "at the end": -1}
-
-Line = tuple[Sequence[float], Sequence[float]]  # x and y
-Panels = dict[str, dict[str, Line]]
 
 
-class Record:
-    """What a run has written down so far."""
-
-    def __init__(self, out: Path):
-        self.out, self.about = out, read_json(out / CONFIG)
-        self.config: Row = self.about["config"]
-        self.rows, self.layers, self.steps = (read_lines(out / file) for file in (METRICS, LAYERS, STEPS))
-        self.begin: Row = read_json(out / BEGIN) if (out / BEGIN).exists() else {}
-
-    def error(self, part: str, epoch: int = -1) -> float:
-        """Of "train" or "test", in percent, after the last epoch or after the one with this index."""
-        return 100 * (1 - self.rows[epoch][f"{part}_acc"])
-
-    def net(self) -> dict[str, int]:
-        """Parameters and multiply-adds."""
-        c = self.config
-        total = summarise(build(c["model"], shortcut=c["shortcut"], width=c["width"])).total
-        return {"parameters": total.parameters, "multiply_adds": total.multiply_adds}
-
-    def epochs(self) -> str:
-        """10, or 7 of 10 while the run is unfinished."""
-        whole = ceil(self.about["steps"] / (self.about["dataset"]["train"] // self.config["batch_size"]))
-        last = self.rows[-1]
-        return f"{last['epoch']}" if last["step"] >= self.about["steps"] else f"{last['epoch']} of {whole}"
-
-    def why(self) -> str:
-        """What stands between this error and the paper's."""
-        if self.begin:
-            return f"{self.config['epochs']} more epochs with the net of {self.begin['source']}"
-        if self.config["recipe"] == "fast":
-            return f"recipe fast, {self.config['epochs']} epochs for the paper's {PAPER_EPOCHS}"
-        if self.config["epochs"]:
-            return f"{self.config['epochs']} epochs for the paper's {PAPER_EPOCHS}"
-        return "the paper's recipe, " + ("unfinished" if " of " in self.epochs() else "another seed")
+# ---- tables: each makes Markdown from the results folder, "" if nothing is recorded yet
 
 
-def records(results: Path, experiment: str) -> dict[str, Record]:
-    """The runs of an experiment that have something written down, by name."""
-    found = {run: results / experiment / run for run in EXPERIMENTS[experiment]}
-    return {run: Record(out) for run, out in found.items() if read_lines(out / METRICS) or read_lines(out / STEPS)}
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; numbers stand right."""
-    body = [[str(cell) for cell in row] for row in rows]
-    right = [all(re.fullmatch(r"([-+±\d.,/> ]|of|e-)+", row[i]) for row in body) for i in range(len(head))]
-    lines = [head, ["---:" if r else "---" for r in right], *body]
+def markdown(rows: Sequence[Mapping[str, object]]) -> str:
+    """A table of rows {column title: cell}, numeric columns right-aligned; "" if there are no rows."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
+    numeric = [
+        all(re.fullmatch(r"([-+±\d.,/> ]|of|e-)+", cell) for cell in column[1:]) for column in zip(*lines, strict=True)
+    ]
+    lines.insert(1, ["---:" if right else "---" for right in numeric])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-# ---- tables: of the results folder, markdown; "" where there is nothing yet
+def minutes(row: Mapping[str, float], clock: str) -> str:
+    """A row's "seconds" or "cpu_seconds" in minutes; "-" if they were not recorded."""
+    return f"{row[clock] / 60:.0f}" if clock in row else "-"
+
+
+def final_errors(r: Record) -> dict[str, str]:
+    """Columns for the training and the test error after the last epoch."""
+    return {f"{title} error %": f"{r.error(part):.2f}" for title, part in PARTS.items()}
 
 
 def table_of_runs(results: Path, experiments: Iterable[str] = tuple(EXPERIMENTS)) -> str:
-    """A row for each run that was to train a net for some epochs, and did so for one or more."""
-    rows = []
-    for experiment in experiments:
-        for run, r in records(results, experiment).items():
-            if r.rows and "test_acc" in r.rows[-1] and not r.steps:
-                last, model = r.rows[-1], r.config["model"]
-                rows.append(
-                    [
-                        f"{experiment}/{run}",
-                        model,
-                        f"{r.net()['parameters']:,}",
-                        r.epochs(),
-                        f"{last['seconds'] / 60:.0f}",
-                        f"{last['cpu_seconds'] / 60:.0f}",
-                        f"{r.error('train'):.2f}",
-                        f"{r.error('test'):.2f}",
-                        PAPER.get(model, "-"),
-                        r.why(),
-                    ]
-                )
-    head = (
-        "run",
-        "net",
-        "parameters",
-        "epochs",
-        "minutes",
-        "CPU minutes",
-        "training error %",
-        "test error %",
-        "in the paper %",
-        "why they differ",
+    """One row for each run that trains for entire epochs and has finished at least one of them."""
+    runs = {f"{name}/{run}": r for name in experiments for run, r in records(results, name).items()}
+    return markdown(
+        [
+            {
+                "run": name,
+                "net": r.config["model"],
+                "parameters": f"{r.cost()[0]:,}",
+                "epochs": r.epochs(),
+                "minutes": minutes(r.rows[-1], "seconds"),
+                "CPU minutes": minutes(r.rows[-1], "cpu_seconds"),
+                **final_errors(r),
+                "paper's test error %": PAPER.get(r.config["model"], "-"),
+                "difference from the paper": r.difference_from_paper(),
+            }
+            for name, r in runs.items()
+            if r.rows and "test_acc" in r.rows[-1] and not r.steps
+        ]
     )
-    return markdown(head, rows) if rows else ""
 
 
 def depths(results: Path, experiment: str) -> str:
-    """Errors of plain and residual nets, shallow and deep, and what depth changes."""
+    """The errors of plain and residual nets, shallow and deep, and the effect of depth."""
     rows = []
     for family, pair in pairs(results, experiment).items():
-        for part, name in (("train", "training"), ("test", "test")):
+        for title, part in PARTS.items():
             shallow, deep = (r.error(part) for r in pair)
             rows.append(
-                [
-                    f"{family}, {name} error %",
-                    f"{shallow:.2f}",
-                    f"{deep:.2f}",
-                    f"{deep - shallow:+.2f}",
-                    " / ".join(r.epochs() for r in pair),
-                ]
+                {
+                    "": f"{family}, {title} error %",
+                    "20 layers": f"{shallow:.2f}",
+                    "56 layers": f"{deep:.2f}",
+                    "difference": f"{deep - shallow:+.2f}",
+                    "epochs": " / ".join(r.epochs() for r in pair),
+                }
             )
-    return markdown(("", "20 layers", "56 layers", "difference", "epochs"), rows) if rows else ""
-
-
-def pairs(results: Path, experiment: str) -> dict[str, list[Record]]:
-    """The runs of 20 and of 56 layers, plain and residual, where both have begun."""
-    runs = {run: r for run, r in records(results, experiment).items() if r.rows}
-    found = {
-        name: [runs[net] for net in (f"{family}20", f"{family}56") if net in runs]
-        for name, family in (("plain", "plain"), ("residual", "resnet"))
-    }
-    return {name: pair for name, pair in found.items() if len(pair) == 2}
+    return markdown(rows)
 
 
 def gradients(results: Path) -> str:
-    """Norms of dL/dw and of w, from the smallest to the largest of a net's layers."""
+    """The smallest and the largest norm of dL/dw and of w over the layers of a net."""
     rows = []
     for run, r in records(results, "degradation").items():
         if len(r.layers) > 1:
-            norms = [r.layers[k][what].values() for what in ("gradient", "weight") for k in MOMENTS.values()]
-            rows.append([run, *(f"{min(n):.2g} .. {max(n):.2g}" for n in norms)])
-    head = ("net", *(f"norms of {what}, {when}" for what in ("dL/dw", "w") for when in MOMENTS))
-    return markdown(head, rows) if rows else ""
+            row = {"net": run}
+            for title, key in (("dL/dw", "gradient"), ("w", "weight")):
+                for moment, i in MOMENTS.items():
+                    norms = r.layers[i][key].values()
+                    row[f"norms of {title}, {moment}"] = f"{min(norms):.2g} .. {max(norms):.2g}"
+            rows.append(row)
+    return markdown(rows)
 
 
 def responses(results: Path) -> str:
-    """Mean of the layers' responses, and of those at the end of a block."""
+    """The mean response of all layers, and of the last layer of each block."""
     rows = []
     for run, r in records(results, "degradation").items():
-        last = r.layers[-1]["response"]
-        second = [value for name, value in last.items() if name.endswith("conv2")]
-        rows.append([run, f"{mean(last.values()):.3f}", f"{mean(second):.3f}", r.epochs()])
-    return markdown(("net", "mean response", "of the blocks' second layers", "epochs"), rows) if rows else ""
+        response = r.layers[-1]["response"]
+        second = [value for name, value in response.items() if name.endswith("conv2")]
+        rows.append(
+            {
+                "net": run,
+                "mean response": f"{mean(response.values()):.3f}",
+                "of the blocks' second layers": f"{mean(second):.3f}",
+                "epochs": r.epochs(),
+            }
+        )
+    return markdown(rows)
 
 
 def construction(results: Path) -> str:
-    """The deepened net beside the shallow one that goes on, and beside the same depth from scratch."""
-    rows = []
-    for r in records(results, "construction").values():
-        rows.append(
-            [
-                r.config["model"],
-                "the trained plain20",
-                r.config["lr"],
-                f"{100 * (1 - r.begin['after_test_acc']):.2f}",
-                f"{r.error('train'):.2f}",
-                f"{r.error('test'):.2f}",
-                r.epochs(),
-            ]
-        )
-    for run, r in records(results, "degradation").items():
-        if rows and run == "plain56" and r.rows:
-            rows.append(
-                [run, "scratch", r.config["lr"], "-", f"{r.error('train'):.2f}", f"{r.error('test'):.2f}", r.epochs()]
-            )
-    head = (
-        "net",
-        "begins with",
-        "highest rate",
-        "test error % at the start",
-        "training error % at the end",
-        "test error % at the end",
-        "epochs",
+    """The deepened net, the shallow net trained further, and the deep net from scratch."""
+    runs = [(r, "the trained plain20", f"{r.initial_error():.2f}") for r in records(results, "construction").values()]
+    scratch = records(results, "degradation").get("plain56")
+    if runs and scratch:
+        runs.append((scratch, "scratch", "-"))
+    return markdown(
+        [
+            {
+                "net": r.config["model"],
+                "starts from": source,
+                "highest rate": r.config["lr"],
+                "test error % at the start": start,
+                "training error % at the end": f"{r.error('train'):.2f}",
+                "test error % at the end": f"{r.error('test'):.2f}",
+                "epochs": r.epochs(),
+            }
+            for r, source, start in runs
+        ]
     )
-    return markdown(head, rows) if rows else ""
 
 
 def zero_residual(results: Path) -> str:
-    """Errors on the way to the identity."""
-    steps = (1, 10, 100, 500)
-    rows = [
-        [
-            f"{r.config['blocks']} {run} blocks",
-            *(f"{r.rows[k - 1]['train_loss']:.4f}" if k <= len(r.rows) else "-" for k in steps),
-        ]
-        for run, r in records(results, "zero-residual").items()
-    ]
-    return markdown(("blocks", *(f"error at step {k}" for k in steps)), rows) if rows else ""
+    """The errors of the blocks as they learn the identity."""
+    rows = []
+    for run, r in records(results, "zero-residual").items():
+        errors = {row["step"]: f"{row['train_loss']:.4f}" for row in r.rows}
+        rows.append(
+            {
+                "blocks": f"{r.config['blocks']} {run} blocks",
+                **{f"error at step {step}": errors.get(step, "-") for step in (1, 10, 100, 500)},
+            }
+        )
+    return markdown(rows)
 
 
 def shortcuts(results: Path) -> str:
-    """Mean and deviation over the seeds, for each option."""
-    rows = []
-    for option, group in by_option(results).items():
-        cells = []
-        for part in ("train", "test"):
-            errors = [r.error(part) for r in group]
-            cells.append(f"{mean(errors):.2f}" + (f" ± {stdev(errors):.2f}" if len(errors) > 1 else ""))
-        rows.append([option, f"{group[0].net()['parameters']:,}", *cells, len(group)])
-    return markdown(("shortcut", "parameters", "training error %", "test error %", "seeds"), rows) if rows else ""
+    """Mean and standard deviation over the seeds, for each option."""
+    return markdown(
+        [
+            {
+                "shortcut": option,
+                "parameters": f"{runs[0].cost()[0]:,}",
+                **{
+                    f"{title} error %": mean_and_deviation([r.error(part) for r in runs])
+                    for title, part in PARTS.items()
+                },
+                "seeds": len(runs),
+            }
+            for option, runs in by_option(results).items()
+        ]
+    )
 
 
-def by_option(results: Path) -> dict[str, list[Record]]:
-    """The finished runs of the shortcut experiment."""
-    found: dict[str, list[Record]] = {}
-    for r in records(results, "shortcuts").values():
-        if " of " not in r.epochs():
-            found.setdefault(r.config["shortcut"], []).append(r)
-    return found
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """1.50 ± 0.71, or 1.50 for a single value."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def bottleneck(results: Path) -> str:
-    """Accuracy and cost beside those of a basic net of the same cost, trained in the same way."""
-    pair = [*records(results, "bottleneck").values(), *by_option(results).get("A", [])[:1]]
-    rows = []
-    for r in pair:
-        net, last = r.net(), r.rows[-1]
-        rows.append(
-            [
-                r.config["model"],
-                f"{net['parameters']:,}",
-                f"{net['multiply_adds']:,}",
-                f"{last['seconds'] / 60:.0f}",
-                f"{last['cpu_seconds'] / 60:.0f}",
-                f"{r.error('train'):.2f}",
-                f"{r.error('test'):.2f}",
-                r.epochs(),
-            ]
-        )
-    head = (
-        "net",
-        "parameters",
-        "multiply-adds",
-        "minutes",
-        "CPU minutes",
-        "training error %",
-        "test error %",
-        "epochs",
+    """Accuracy and cost, next to those of a basic net of the same cost and the same training."""
+    runs = [*records(results, "bottleneck").values(), *by_option(results).get("A", [])[:1]]
+    if len(runs) < 2:
+        return ""
+    return markdown(
+        [
+            {
+                "net": r.config["model"],
+                "parameters": f"{r.cost()[0]:,}",
+                "multiply-adds": f"{r.cost()[1]:,}",
+                "minutes": minutes(r.rows[-1], "seconds"),
+                "CPU minutes": minutes(r.rows[-1], "cpu_seconds"),
+                **final_errors(r),
+                "epochs": r.epochs(),
+            }
+            for r in runs
+        ]
     )
-    return markdown(head, rows) if len(rows) == 2 else ""
 
 
 def very_deep(results: Path) -> str:
-    """Time and memory, and loss and accuracy at the start, at the end of the first rate and at the end of all."""
+    """Time and memory; loss and accuracy at the start, at the end of the first rate, and at the end."""
     rows = []
     for run, r in records(results, "very-deep").items():
         s = r.steps
-        first = [row for row in s if row["lr"] == s[0]["lr"]]
-        took = [b["seconds"] - a["seconds"] for a, b in zip(s, s[1:], strict=False)]
+        at_first_rate = [row for row in s if row["lr"] == s[0]["lr"]]
+        seconds = [b["seconds"] - a["seconds"] for a, b in zip(s, s[1:], strict=False)]
         memory = [row["peak_mib"] for row in s if row["peak_mib"]]
-        parts = [s[:SMOOTH], first[-SMOOTH:], s[-SMOOTH:]]
-        loss, acc = ([mean(row[what] for row in part) for part in parts] for what in ("train_loss", "train_acc"))
-        rates = dict.fromkeys(f"{row['lr']:g}" for row in s)
+        parts = {
+            f"first {WINDOW} steps": s[:WINDOW],
+            f"last {WINDOW} at the first rate": at_first_rate[-WINDOW:],
+            f"last {WINDOW}": s[-WINDOW:],
+        }
         rows.append(
-            [
-                run,
-                f"{r.net()['parameters']:,}",
-                r.config["batch_size"],
-                ", then ".join(rates),
-                len(s),
-                f"{median(took):.1f}" if took else "-",
-                f"{max(memory):,.0f}" if memory else "-",
-                *(f"{x:.2f}, {100 * y:.0f} %" for x, y in zip(loss, acc, strict=True)),
-            ]
+            {
+                "net": run,
+                "parameters": f"{r.cost()[0]:,}",
+                "batch": r.config["batch_size"],
+                "rate": ", then ".join(dict.fromkeys(f"{row['lr']:g}" for row in s)),
+                "steps": len(s),
+                "seconds per step": f"{median(seconds):.1f}" if seconds else "-",
+                "peak memory MiB": f"{max(memory):,.0f}" if memory else "-",
+                **{f"{title}: loss, training accuracy": loss_and_accuracy(part) for title, part in parts.items()},
+            }
         )
-    moments = (f"first {SMOOTH} steps", f"last {SMOOTH} at the first rate", f"last {SMOOTH}")
-    head = (
-        "net",
-        "parameters",
-        "batch",
-        "rate",
-        "steps",
-        "seconds a step",
-        "peak memory MiB",
-        *(f"{when}: loss, training accuracy" for when in moments),
+    return markdown(rows)
+
+
+def loss_and_accuracy(steps: Sequence[Mapping[str, float]]) -> str:
+    """The means over some steps."""
+    loss, accuracy = (mean(row[key] for row in steps) for key in ("train_loss", "train_acc"))
+    return f"{loss:.2f}, {100 * accuracy:.0f} %"
+
+
+def speed(results: Path) -> str:
+    """minires compared with PyTorch and dezero on one machine, from benchmarks/bench.json next to the results."""
+    file = results.parent / "benchmarks" / "bench.json"
+    try:
+        return speed_table(read_json(file)) if file.exists() else ""
+    except KeyError:  # only some of it was measured
+        return ""
+
+
+def speed_table(bench: Mapping[str, Any]) -> str:
+    """What benchmarks/step.py has measured, next to the targets."""
+
+    def ratio(job: str) -> str:
+        """minires to PyTorch, in the same round: median and quartiles."""
+        q1, q2, q3 = (bench[job]["minires"][f"ratio_{name}"] for name in ("quartile_1", "median", "quartile_3"))
+        return f"{q2:.2f} ({q1:.2f} .. {q3:.2f})"
+
+    def medians(job: str, above: str, below: str) -> str:
+        return f"{bench[job][above]['seconds_median'] / bench[job][below]['seconds_median']:.2f}"
+
+    step, memory, machine = bench["step resnet20"], bench["peak memory resnet20"], bench["machine"]
+    lines = [
+        ("ResNet-20 training step / PyTorch eager, two threads", ratio("step resnet20"), "1.15"),
+        ("the same, one thread", ratio("step resnet20, one thread"), "1.15"),
+        (
+            "the same / PyTorch channels_last, two threads",
+            medians("step resnet20", "minires", "PyTorch channels_last"),
+            "1.6",
+        ),
+        ("the same / PyTorch compiled, two threads", medians("step resnet20", "minires", "PyTorch compiled"), "-"),
+        ("ResNet-20 inference / PyTorch eager, two threads", ratio("inference resnet20"), "1.15"),
+        ("the same, one thread", ratio("inference resnet20, one thread"), "1.15"),
+        ("ResNet-56 training step / PyTorch eager", ratio("step resnet56"), "1.25"),
+        ("bottleneck-164 training step / PyTorch eager", ratio("step bottleneck164"), "1.25"),
+        *(
+            (
+                f"dezero / minires, conv + BN + ReLU layer {size}",
+                medians(f"layer {size}", "dezero", "minires"),
+                "8 or more",
+            )
+            for size in ("32x32x16", "16x16x32", "8x8x64")
+        ),
+        (
+            "peak memory of the step, MiB",
+            f"{memory['minires'] / 2**20:.0f}",
+            f"PyTorch's {memory['PyTorch'] / 2**20:.0f}",
+        ),
+        ("`import minires` / `import numpy`", f"{bench['import']['ratio']:.2f}", "1.5"),
+        ("one thread / two threads", f"{bench['threads']['one']['ratio_median']:.2f}", "1.6 or more"),
+    ]
+    note = (
+        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, NumPy {machine['numpy']} "
+        f"({machine['blas']}), PyTorch {machine['torch']}, dezero {machine['dezero']}; median of {bench['rounds']} "
+        f"rounds and quartiles; a step takes minires {1e3 * step['minires']['seconds_median']:.0f} ms, "
+        f"PyTorch {1e3 * step['PyTorch']['seconds_median']:.0f} ms."
     )
-    return markdown(head, rows) if rows else ""
+    rows = [{"batch 128": what, "measured": measured, "target": target} for what, measured, target in lines]
+    return f"{markdown(rows)}\n\n{note}"
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "runs": table_of_runs,
-    "README": lambda results: table_of_runs(results, IN_README),
     "degradation": lambda results: depths(results, "degradation"),
     "depth": lambda results: depths(results, "depth"),
     "gradients": gradients,
@@ -324,160 +312,32 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "bottleneck": bottleneck,
     "very-deep": very_deep,
     "paper": lambda results: table_of_runs(results, ["paper"]),
+    "speed": speed,
 }
-
-FIGURES = {  # below a table: file and what it shows
-    "degradation": {
-        "degradation/degradation": "error of plain nets and of residual nets over the epochs",
-        "degradation/figure6": "the same four runs: error, loss and learning rate",
-    },
-    "depth": {"depth/depth": "error over the epochs, recipe fast"},
-    "gradients": {"degradation/gradients": "norm of each layer's gradient"},
-    "responses": {"degradation/responses": "standard deviation of each layer's response"},
-    "construction": {"construction/construction": "error after identity layers were put in"},
-    "zero-residual": {"zero-residual/zero-residual": "error of plain and residual blocks on the way to the identity"},
-    "shortcuts": {"shortcuts/shortcuts": "test error of options A, B and C"},
-    "very-deep": {"very-deep/very-deep": "training loss of the first steps"},
-    "paper": {"paper/paper": "error, loss and learning rate of the paper's recipe"},
-}
-
-
-# ---- figures
-
-
-def draw(results: Path) -> list[Path]:
-    """Every figure whose runs have begun, as PNG files in the results folder."""
-    drawn = []
-
-    def file(name: str) -> Path:
-        drawn.append(results / f"{name}.png")
-        return drawn[-1]
-
-    for experiment in ("degradation", "depth"):
-        if found := pairs(results, experiment):
-            plots.errors(
-                {name: [r.out for r in pair] for name, pair in found.items()}, file(f"{experiment}/{experiment}")
-            )
-    nets = {run: r for run, r in records(results, "degradation").items() if len(r.layers) > 1}
-    if len(nets) == 4:
-        plots.curves([r.out for r in nets.values()], file("degradation/figure6"))
-        last = {run: r.layers[-1]["response"].values() for run, r in nets.items()}
-        plots.lines(
-            {
-                "in the order of the layers": {run: by_layer(y) for run, y in last.items()},
-                "by size": {run: by_layer(sorted(y, reverse=True)) for run, y in last.items()},
-            },
-            "layer",
-            "standard deviation of the response",
-            file("degradation/responses"),
-        )
-        plots.lines(
-            {
-                title: {run: by_layer(r.layers[k]["gradient"].values()) for run, r in nets.items()}
-                for title, k in MOMENTS.items()
-            },
-            "layer",
-            "norm of dL/dw",
-            file("degradation/gradients"),
-            log=True,
-        )
-    made = [r for r in records(results, "construction").values() if r.rows]
-    if made:
-        panels: Panels = {"training": {}, "test": {}}
-        for r in made:
-            name, epochs = f"{r.config['model']}, rate {r.config['lr']}", [row["epoch"] for row in r.rows]
-            panels["training"][name] = epochs, errors(r, "train")
-            panels["test"][name] = [0, *epochs], [100 * (1 - r.begin["after_test_acc"]), *errors(r, "test")]
-        if "plain56" in nets:
-            scratch, most = nets["plain56"], max(r.rows[-1]["epoch"] for r in made)
-            for title, part in (("training", "train"), ("test", "test")):
-                name = f"plain56 from scratch, after {scratch.rows[-1]['epoch']} epochs"
-                panels[title][name] = [0, most], 2 * [scratch.error(part)]
-        plots.lines(panels, "further epochs", "error (%)", file("construction/construction"))
-    stacks = records(results, "zero-residual")
-    if stacks:
-        plots.lines(
-            {
-                "asked for the identity": {
-                    f"{run} blocks": ([row["step"] for row in r.rows], [row["train_loss"] for row in r.rows])
-                    for run, r in stacks.items()
-                }
-            },
-            "step",
-            "|y - x|² / |x|²",
-            file("zero-residual/zero-residual"),
-            log=True,
-        )
-    options = by_option(results)
-    if options:
-        plots.spread(
-            {f"option {o}": [r.error("test") for r in group] for o, group in options.items()},
-            "test error (%)",
-            file("shortcuts/shortcuts"),
-        )
-    deep = records(results, "very-deep")
-    if deep:
-        plots.lines(
-            {
-                "the first steps": {
-                    run: ([row["step"] for row in r.steps], smooth([row["train_loss"] for row in r.steps]))
-                    for run, r in deep.items()
-                }
-            },
-            "step",
-            f"training loss, mean of {SMOOTH} steps",
-            file("very-deep/very-deep"),
-            log=True,
-        )
-    whole = [r.out for r in records(results, "paper").values() if r.rows]
-    if whole:
-        plots.curves(whole, file("paper/paper"))
-    return drawn
-
-
-def by_layer(values: Iterable[float]) -> Line:
-    """The numbers over 1, 2, 3, ..."""
-    y = list(values)
-    return range(1, len(y) + 1), y
-
-
-def errors(record: Record, part: str) -> list[float]:
-    """In percent, of every epoch."""
-    return [record.error(part, i) for i in range(len(record.rows))]
-
-
-def smooth(values: Sequence[float]) -> list[float]:
-    """Each value's mean with those before it, SMOOTH in all or as many as there are."""
-    return [mean(values[max(0, i + 1 - SMOOTH) : i + 1]) for i in range(len(values))]
 
 
 # ---- rebuilding
 
 
-def fill(text: str, results: Path, folder: str = "") -> str:
-    """The text of a page with every table in it made anew, its figures below it.
-
-    folder: the way from the page to the results, such as "results/".
-    """
+def fill(page: str, results: Path) -> str:
+    """The text of a page with each of its tables made again, and the table's figures below it."""
 
     def table(mark: re.Match[str]) -> str:
         name = mark[2]
         if name not in TABLES:
-            raise ValueError(f"there is no table {name!r}; expected one of {', '.join(TABLES)}")
-        parts = [mark[1], TABLES[name](results) or "Not run yet."]
-        for figure, shows in FIGURES.get(name, {}).items():
-            if (results / f"{figure}.png").exists():
-                parts.append(f"![{shows}]({folder}{figure}.png)")
-        return "\n\n".join([*parts, mark[3]])
+            raise ValueError(f"table: expected one of {', '.join(TABLES)}, got {name!r}")
+        figures = FIGURES.get(name, {}).items()
+        images = [f"![{caption}]({file})" for file, (caption, _) in figures if (results / file).exists()]
+        return "\n\n".join([mark[1], TABLES[name](results) or "Not run yet.", *images, mark[3]])
 
-    return re.sub(r"(<!-- table: (\S+) -->).*?(<!-- end -->)", table, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- table: (\S+) -->).*?(<!-- end -->)", table, page, flags=re.DOTALL)
 
 
 def rebuild(results: Path = Path("results")) -> list[Path]:
-    """Draw the figures anew, and the tables of README.md in the results folder and in the one above it."""
+    """Draw the figures again, and rewrite the tables of results/README.md and benchmarks/README.md."""
     done = draw(results)
-    for page, folder in ((results / "README.md", ""), (results.parent / "README.md", f"{results.name}/")):
+    for page in (results / "README.md", results.parent / "benchmarks" / "README.md"):
         if page.exists():
-            write_atomically(page, fill(page.read_text(encoding="utf-8"), results, folder).encode())
+            write_atomically(page, fill(page.read_text(encoding="utf-8"), results).encode())
             done.append(page)
     return done
