@@ -26,6 +26,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minires import plots
+from minires.data import DataError, load_cifar10, shapes10
+from minires.data import cifar10 as module
+from minires.nn import BatchNorm2d, Conv2d, Linear, Module
 from minires.training.checkpoint import (
     CheckpointError,
     load_state,
@@ -34,12 +37,10 @@ from minires.training.checkpoint import (
     save_state,
     save_weights,
 )
-from minires.data import DataError, load_cifar10, shapes10
-from minires.data import cifar10 as module
-from minires.nn import BatchNorm2d, Conv2d, Linear, Module
-from minires.training.predict import predict, read_image
-from minires.training.run import Config, Run, RunError, load_run, read_config
+from minires.training.config import Config, RunError, read_config
 from minires.training.loop import fit
+from minires.training.predict import predict, read_image
+from minires.training.run import Run, load_run
 
 FUZZ = settings(
     deadline=None,
@@ -360,8 +361,8 @@ def trained(tmp_path_factory):
     )
 
 
-def take_up(trained, folder, name, arrays_and_info=None, raw=b""):
-    """The run after taking up that checkpoint, or None if it was refused in one line."""
+def resume(trained, folder, name, arrays_and_info=None, raw=b""):
+    """The run resumed from this checkpoint, or None if it was refused in one line."""
     run = Run(trained.config, folder, DATA)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoints" / name
@@ -370,7 +371,7 @@ def take_up(trained, folder, name, arrays_and_info=None, raw=b""):
         save_state(path, *arrays_and_info)
     tracemalloc.start()
     try:
-        run.load()
+        run.resume()
     except RunError as error:
         assert "\n" not in str(error)
         return None
@@ -380,12 +381,12 @@ def take_up(trained, folder, name, arrays_and_info=None, raw=b""):
     return run
 
 
-def can_stand_here(run):
-    """Whether the run can go on from where it says it is: every step has its place in an epoch."""
-    at = run.at
+def assert_valid_position(run):
+    """That the run can continue from where it says it is."""
+    at = run.progress
     first = at.epoch * 4
-    assert first <= at.step <= min(first + 4, 8) and at.images == 16 * (at.step - first) >= at.right >= 0
-    assert [type(n) for n in (at.epoch, at.step, at.right, at.images)] == [int] * 4
+    assert first <= at.step <= min(first + 4, 8) and at.seen == 16 * (at.step - first) >= at.correct >= 0
+    assert [type(n) for n in (at.epoch, at.step, at.correct, at.seen)] == [int] * 4
     assert len(at.rows) == at.epoch and all(row["test_acc"] is not None for row in at.rows)
     text = (run.out / "metrics.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line) for line in text.splitlines()] == at.rows
@@ -398,8 +399,8 @@ FRESH = count()  # each example has a folder of its own
 @given(data=st.data())
 def test_checkpoints_with_damage(trained, tmp_path, data):
     folder = tmp_path / str(next(FRESH))
-    run = take_up(trained, folder, "step-00000004.safetensors", raw=data.draw(damaged(trained.checkpoints)))
-    assert run is None or can_stand_here(run) is None
+    run = resume(trained, folder, "step-00000004.safetensors", raw=data.draw(damaged(trained.checkpoints)))
+    assert run is None or assert_valid_position(run) is None
     assert {path.name for path in folder.iterdir()} <= {"checkpoints", "metrics.jsonl"}
 
 
@@ -410,8 +411,8 @@ def test_checkpoints_that_lie_about_the_run(trained, tmp_path, data):
     info = data.draw(lying(info))
     if not isinstance(info, dict):
         info = {"progress": info}
-    run = take_up(trained, tmp_path / str(next(FRESH)), "step-00000004.safetensors", (arrays, info))
-    assert run is None or can_stand_here(run) is None
+    run = resume(trained, tmp_path / str(next(FRESH)), "step-00000004.safetensors", (arrays, info))
+    assert run is None or assert_valid_position(run) is None
 
 
 @FUZZ
@@ -425,7 +426,7 @@ def test_checkpoints_with_other_arrays(trained, tmp_path, data):
     if data.draw(st.booleans()):
         del changed[data.draw(st.sampled_from(sorted(arrays)))]
     fits = changed.keys() == arrays.keys() and shape == arrays[name].shape and other in ("f4", "f8")
-    run = take_up(trained, tmp_path / str(next(FRESH)), "step-00000004.safetensors", (changed, info))
+    run = resume(trained, tmp_path / str(next(FRESH)), "step-00000004.safetensors", (changed, info))
     assert (run is not None) == fits
 
 
@@ -583,6 +584,6 @@ def test_the_files_that_are_damaged_here_are_good(small, tmp_path, trained, read
     for raw in PICTURES:
         (tmp_path / "cat.png").write_bytes(raw)
         assert read_image(tmp_path / "cat.png").shape == (32, 32, 3)
-    run = take_up(trained, tmp_path / "run", "step-00000004.safetensors", trained.states[0])
-    can_stand_here(run)
+    run = resume(trained, tmp_path / "run", "step-00000004.safetensors", trained.states[0])
+    assert_valid_position(run)
     assert len(load_run(trained.out)[2]["classes"]) == 10 and len(plots.read_metrics(trained.out)) == 2

@@ -14,7 +14,9 @@ import minires
 from minires.data import Dataset, shapes10
 from minires.functional import cross_entropy
 from minires.tensor import Tensor, no_grad
-from minires.training.loop import Config, Run, fit, load_run, open_data
+from minires.training.config import Config, open_data
+from minires.training.loop import fit
+from minires.training.run import Run, load_run
 
 DATA_DIR = os.environ.get("MINIRES_DATA")
 real_data = pytest.mark.skipif(not DATA_DIR, reason="MINIRES_DATA does not name a folder with CIFAR-10")

@@ -1,4 +1,4 @@
-"""From a picture file to probabilities: reading, cutting, resizing, classifying, printing, drawing."""
+"""From an image file to probabilities: reading, cropping, resizing, classifying, printing, plotting."""
 
 import struct
 import zlib
@@ -12,7 +12,7 @@ import minires as mr
 from minires import plots
 from minires.training.checkpoint import save_weights
 from minires.training.predict import predict, read_image
-from minires.training.loop import MODEL
+from minires.training.run import MODEL
 
 CLASSES = ["ant", "bee", "cow", "dog", "eel", "fly", "gnu"]
 RED, GREEN, BLUE = (200, 10, 20), (10, 200, 20), (20, 10, 200)
@@ -73,7 +73,7 @@ def test_predict_gives_five_classes_or_as_many_as_asked_for_or_there_are(run):
     assert len(whole) == len(CLASSES)
     assert predict(run.folder, [noise(32, 32)])[0] == whole[:5]
     assert predict(run.folder, [noise(32, 32)], top=2)[0] == whole[:2]
-    with pytest.raises(ValueError, match="top must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="top: expected a positive integer, got 0"):
         predict(run.folder, [noise(32, 32)], top=0)
 
 
@@ -213,36 +213,36 @@ def saved(tmp_path, kind):
 
 BROKEN = {
     "missing": (lambda tmp_path: None, "there is no such file"),
-    "empty": (lambda tmp_path: b"", "not a PNG or JPEG picture"),
-    "text": (lambda tmp_path: b"a poem\nabout a cat\n", "not a PNG or JPEG picture"),
-    "gif": (lambda tmp_path: saved(tmp_path, "gif"), "not a PNG or JPEG picture; convert it"),
-    "half a png": (lambda tmp_path: saved(tmp_path, "png")[:5000], "the picture is damaged"),
-    "half a jpeg": (lambda tmp_path: saved(tmp_path, "jpg")[:2000], "the picture is damaged"),
+    "empty": (lambda tmp_path: b"", "not a PNG or JPEG image"),
+    "text": (lambda tmp_path: b"a poem\nabout a cat\n", "not a PNG or JPEG image"),
+    "gif": (lambda tmp_path: saved(tmp_path, "gif"), "not a PNG or JPEG image; convert it"),
+    "half a png": (lambda tmp_path: saved(tmp_path, "png")[:5000], "the image is damaged"),
+    "half a jpeg": (lambda tmp_path: saved(tmp_path, "jpg")[:2000], "the image is damaged"),
     "a bomb": (lambda tmp_path: png_that_claims(60_000, 60_000), "expected at most 89 million pixels"),
     "a smaller bomb": (lambda tmp_path: png_that_claims(10_000, 10_000), "expected at most 89 million pixels"),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_file_that_is_no_picture_is_told_in_one_line(tmp_path, run, capsys, fault, status_of):
-    make, told = BROKEN[fault]
+def test_a_file_that_is_no_image_is_reported_in_one_line(tmp_path, run, capsys, fault, status_of):
+    make, message = BROKEN[fault]
     path = tmp_path / "cat.png"
     if (data := make(tmp_path)) is not None:
         path.write_bytes(data)
     with pytest.raises(ValueError) as caught:
         read_image(path)
-    assert str(caught.value).startswith(f"{path}: ") and told in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
     Image.fromarray(noise(32, 32)).save(tmp_path / "good.png")
     plot = tmp_path / "plot.png"
     assert status_of("predict", run.folder, tmp_path / "good.png", path, "--plot", plot) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("minires: ") and err.count("\n") == 1 and told in err
+    assert out == "" and err.startswith("minires: ") and err.count("\n") == 1 and message in err
     assert not plot.exists()
 
 
-def test_a_folder_is_no_picture(tmp_path):
+def test_a_folder_is_no_image(tmp_path):
     with pytest.raises(ValueError, match="there is no such file"):
         read_image(tmp_path)
 

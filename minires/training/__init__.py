@@ -1,1 +1,1 @@
-"""Training: settings, the run folder, the loop, and what a trained net is used for."""
+"""Training: settings, run folder, loop, and prediction with a trained net."""

@@ -1,10 +1,10 @@
-"""Weights and training states in files: written whole or not at all, read without trusting them.
+"""Weights and training states in files: written atomically, read without trusting them.
 
-Files are safetensors (https://huggingface.co/docs/safetensors): a JSON header that tells each array's name,
-dtype, shape and place, then the raw numbers. Nothing in such a file can run as code, as it could in a pickle.
+Files are safetensors (https://huggingface.co/docs/safetensors): a JSON header with the name, dtype, shape and offset of
+each array, then the raw numbers. Unlike a pickle, such a file cannot run code.
 
-In a weights file names are torchvision's and layouts PyTorch's, so that either side reads what the other
-wrote. This page is the only place where the two layouts meet:
+Weights files use torchvision's names and PyTorch's layouts, so that either side can read the other's files. Only this
+module knows both layouts:
 
                     in PyTorch and in the file      in memory
     convolution     (F, C, KH, KW)                  (KH, KW, C, F)
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ from minires.nn import Module
 
 FileName = str | os.PathLike[str]
 
-MAX_FILE_BYTES = 2 * 1024**3  # ResNet-152 with its momentum takes a quarter of it
-MAX_HEADER_BYTES = 16 * 1024**2  # ResNet-1202 with its momentum takes a tenth of it
+MAX_FILE_BYTES = 2 * 1024**3  # four times ResNet-152 with its velocities
+MAX_HEADER_BYTES = 16 * 1024**2  # ten times ResNet-1202 with its velocities
 MAX_INFO_BYTES = 1024**2
 
 
 class CheckpointError(ValueError):
-    """A file that can't be written, is damaged or doesn't fit. The message is always one line."""
+    """A file cannot be written, is damaged or does not fit the net. The message is always one line."""
 
     def __init__(self, message: str):
         super().__init__("".join(c if c.isprintable() else " " for c in message))
@@ -44,10 +44,10 @@ class CheckpointError(ValueError):
 
 
 def write_atomically(path: FileName, data: bytes) -> None:
-    """Make `data` the content of `path`; even after a power cut the file is wholly the old or wholly new.
+    """Replace the content of `path` by `data`; even after a power cut the file is entirely the old or the new one.
 
-    The bytes go to a temporary file beside it, are forced to the disk, and take the name in one step. Where
-    that fails (disk full, folder missing), CheckpointError is raised and the old file is as it was.
+    The bytes go to a temporary file in the same folder, are flushed to disk, and that file is renamed in one step.
+    Raises CheckpointError if this fails (disk full, folder missing); the old file is then unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -61,12 +61,12 @@ def write_atomically(path: FileName, data: bytes) -> None:
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # after a success it bears the other name already
+        with suppress(OSError):  # already renamed on success
             temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to the disk, where the system can (Windows can't)."""
+    """Flush a folder's directory entries to disk, if the system can (Windows cannot)."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -76,22 +76,22 @@ def _sync_folder(folder: Path) -> None:
 
 
 def save_state(path: FileName, arrays: Mapping[str, Array], info: Mapping[str, Any]) -> None:
-    """Write arrays by name, and `info`, anything that JSON can hold, to one safetensors file, atomically."""
+    """Write named arrays and `info`, which must be valid JSON, to one safetensors file, atomically."""
     from safetensors.numpy import save
 
     text = json.dumps(dict(info))
     if len(text) > MAX_INFO_BYTES:
-        raise CheckpointError(f"cannot write {path}: info has {len(text)} bytes, over {MAX_INFO_BYTES}")
-    rows_first = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
-    write_atomically(path, save(rows_first, metadata={"info": text}))
+        raise CheckpointError(f"cannot write {path}: info: expected at most {MAX_INFO_BYTES} bytes, got {len(text)}")
+    contiguous = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
+    write_atomically(path, save(contiguous, metadata={"info": text}))
 
 
 def save_weights(net: Module, path: FileName, info: Mapping[str, Any] | None = None) -> None:
-    """Write a net's parameters and running statistics; torchvision's names, PyTorch's layouts.
+    """Write a net's parameters and running statistics, with torchvision's names and in PyTorch's layouts.
 
-    In PyTorch, `model.load_state_dict(safetensors.torch.load_file(path))` takes the file as it is.
+    PyTorch reads the file with `model.load_state_dict(safetensors.torch.load_file(path))`.
     """
-    save_state(path, {name: _to_torch(to_host(array)) for name, array in _arrays(net).items()}, info or {})
+    save_state(path, {name: _to_torch(to_host(array)) for name, array in _arrays_of(net).items()}, info or {})
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -99,19 +99,16 @@ def save_weights(net: Module, path: FileName, info: Mapping[str, Any] | None = N
 
 @contextmanager
 def _opened(path: FileName) -> Iterator[Any]:
-    """The safetensors file at `path`, sizes and header checked; its faults become CheckpointErrors."""
+    """The safetensors file at `path`, its sizes and header checked. All its errors become CheckpointError."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     try:
-        if not path.is_file():
-            raise CheckpointError(f"{path}: there is no such file")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read")
+        _check_size(path)
         with path.open("rb") as start:
             header_bytes = int.from_bytes(start.read(8), "little")
         if header_bytes > MAX_HEADER_BYTES:
-            raise ValueError(f"its header claims to be {header_bytes} bytes long")
+            raise ValueError(f"header: expected at most {MAX_HEADER_BYTES} bytes, got {header_bytes}")
         with safe_open(path, framework="numpy") as file:  # checks that the arrays fill the file exactly
             yield file
     except CheckpointError:
@@ -129,57 +126,61 @@ def _opened(path: FileName) -> Iterator[Any]:
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from error
 
 
-def _info(file: Any) -> dict[str, Any]:
+def _check_size(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise CheckpointError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, got {path.stat().st_size}")
+
+
+def _read_arrays(file: Any) -> dict[str, np.ndarray]:
+    return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _read_info(file: Any) -> dict[str, Any]:
     text = (file.metadata() or {}).get("info", "{}")
     if len(text) > MAX_INFO_BYTES:
-        raise ValueError(f"info is {len(text)} bytes of JSON, at most {MAX_INFO_BYTES} are read")
+        raise ValueError(f"info: expected at most {MAX_INFO_BYTES} bytes, got {len(text)}")
     info = json.loads(text)
     if not isinstance(info, dict):
-        raise ValueError(f"info is a JSON {type(info).__name__}, expected an object")
+        raise ValueError(f"info: expected a JSON object, got a {type(info).__name__}")
     return info
 
 
 def load_state(path: FileName) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays by name and the info that `save_state` wrote. Raises CheckpointError."""
+    """The named arrays and the info that `save_state` wrote. Raises CheckpointError."""
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, _info(file)
-
-
-def read_info(path: FileName) -> dict[str, Any]:
-    """The info in a file of `save_state` or `save_weights`, without its arrays. Raises CheckpointError."""
-    with _opened(path) as file:
-        return _info(file)
+        return _read_arrays(file), _read_info(file)
 
 
 def load_weights(net: Module, path: FileName) -> None:
     """Read what `save_weights` wrote into a net of the same shape. Errors as in `load_torch_weights`."""
     with _opened(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        _fill(net, shapes, file.get_tensor, path)
+        arrays = _read_arrays(file)
+    fill(net, arrays, path)
 
 
 def load_torch_weights(model: Module, source: FileName | Mapping[str, Any]) -> None:
-    """Read weights that were made with PyTorch into a net of the same shape.
+    """Read weights made with PyTorch into a net of the same shape.
 
-    source: a `.safetensors` file; a `.pth`, `.th` or `.pt` file (needs PyTorch, which is told to run no code
-    from it); or a dict from names to arrays or PyTorch tensors, in PyTorch's layout. Weights wrapped in
-    `state_dict`, names that begin with `module.`, and a last layer called `linear` are understood;
-    `num_batches_tracked` is left out. Raises CheckpointError, which names every array that is missing, left
-    over or of another shape; the model is then as it was.
+    source: a `.safetensors` file; a `.pth`, `.th` or `.pt` file (needs PyTorch; code in the file does not run); or a
+    dict from names to arrays or PyTorch tensors, in PyTorch's layout. Weights inside `state_dict`, names that begin
+    with `module.`, and a last layer called `linear` are understood; `num_batches_tracked` is ignored.
+
+    Raises CheckpointError, which lists all missing, unexpected and mis-shaped arrays; the net is then unchanged.
     """
     if isinstance(source, Mapping):
-        state, told = source, "the dict"
+        state, name = source, "the dict"
     elif Path(source).suffix == ".safetensors":
         return load_weights(model, source)
     elif Path(source).suffix in (".pth", ".th", ".pt"):
-        state, told = _read_with_torch(Path(source)), str(source)
+        state, name = _read_with_torch(Path(source)), str(source)
     else:
         raise CheckpointError(f"{source}: expected a .safetensors, .pth, .th or .pt file, or a dict of arrays")
     state = state.get("state_dict", state)
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{told}: state_dict is a {type(state).__name__}, expected a dict of arrays")
-    arrays = {str(name): _as_array(value, f"{told}: {name}") for name, value in state.items()}
-    _fill(model, {name: array.shape for name, array in arrays.items()}, arrays.__getitem__, told)
+        raise CheckpointError(f"{name}: state_dict: expected a dict of arrays, got a {type(state).__name__}")
+    fill(model, {str(key): _as_array(value, f"{name}: {key}") for key, value in state.items()}, name)
 
 
 def _read_with_torch(path: Path) -> Mapping[str, Any]:
@@ -187,27 +188,46 @@ def _read_with_torch(path: Path) -> Mapping[str, Any]:
         import torch
     except ImportError:
         raise CheckpointError(
-            f"{path}: reading a {path.suffix} file needs PyTorch (pip install torch); or turn it into a "
-            ".safetensors file where PyTorch is, with safetensors.torch.save_file(state_dict, path)"
+            f"{path}: reading a {path.suffix} file needs PyTorch (pip install torch); or convert it to a .safetensors "
+            "file on a machine that has PyTorch, with safetensors.torch.save_file(state_dict, path)"
         ) from None
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read")
+    _check_size(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make PyTorch raise anything
         why = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: damaged, or holds more than weights; PyTorch says: {why}") from error
+        raise CheckpointError(f"{path}: damaged, or contains more than weights; PyTorch says: {why}") from error
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a dict of tensors")
+        raise CheckpointError(f"{path}: expected a dict of tensors, got a {type(state).__name__}")
     return state
 
 
-# ---- names, layouts, and whether they fit ------------------------------------------------------------------
+# ---- names and layouts -------------------------------------------------------------------------------------------
 
 
-def _arrays(net: Module) -> dict[str, Array]:
+def fill(net: Module, arrays: Mapping[str, np.ndarray], source: FileName) -> None:
+    """Copy arrays with PyTorch's names and layouts into a net, after all of them have been checked.
+
+    source: where they are from, for error messages. Errors as in `load_torch_weights`.
+    """
+    own = _arrays_of(net)
+    expected = {name: _to_torch(array).shape for name, array in own.items()}
+    found = {name: arrays[theirs] for name, theirs in _match(arrays, expected).items()}
+    problems = [f"{name} is left over" for name in found if name not in expected]
+    for name, shape in expected.items():
+        array = found.get(name)
+        if array is None:
+            problems.append(f"{name} is missing")
+        elif array.shape != shape:
+            problems.append(f"{name} is {array.shape}, expected {shape}")
+        elif array.dtype.kind != "f":
+            problems.append(f"{name} holds {array.dtype}, expected floating-point numbers")
+    if problems:
+        raise CheckpointError(f"{source}: does not fit this net: {'; '.join(problems)}")
+    net.load_state_dict({name: _from_torch(found[name]).astype(array.dtype) for name, array in own.items()})
+
+
+def _arrays_of(net: Module) -> dict[str, Array]:
     """The net's own parameters and buffers by name, not copied."""
     return {name: p.data for name, p in net.named_parameters()} | dict(net.named_buffers())
 
@@ -222,48 +242,23 @@ def _from_torch(array: Array) -> Array:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def _match(names: Iterable[str], wanted: Container[str]) -> dict[str, str]:
+def _match(names: Iterable[str], expected: Container[str]) -> dict[str, str]:
     """Our name for each of PyTorch's names: {"fc.weight": "module.linear.weight"}."""
     ours: dict[str, str] = {}
     for name in names:
         layer, _, last = name.removeprefix("module.").rpartition(".")
-        if last == "num_batches_tracked":  # PyTorch's batch norm counts; nothing here needs the number
+        if last == "num_batches_tracked":  # a counter in PyTorch's batch norm, not needed here
             continue
         short = f"{layer}.{last}" if layer else last
-        if layer == "linear" and short not in wanted:
+        if layer == "linear" and short not in expected:
             short = f"fc.{last}"
         ours[name if short in ours else short] = name
     return ours
 
 
-def _fill(
-    net: Module, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray], told: FileName
-) -> None:
-    """Copy arrays in PyTorch's layout into the net, after every name and shape has been checked.
-
-    shapes: of what there is, by name; read: gives the array of that name; told: the source, for the error.
-    """
-    mine = _arrays(net)
-    wanted = {name: _to_torch(array).shape for name, array in mine.items()}
-    theirs = _match(shapes, wanted)
-    faults = [f"{name} is missing" for name in wanted if name not in theirs]
-    faults += [f"{name} is left over" for name in theirs if name not in wanted]
-    came = {name: shapes[theirs[name]] for name in wanted if name in theirs}
-    faults += [f"{name} is {s}, expected {wanted[name]}" for name, s in came.items() if s != wanted[name]]
-    if faults:
-        raise CheckpointError(f"{told}: does not fit this net: {'; '.join(faults)}")
-    arrays = {}
-    for name, own in mine.items():
-        array = read(theirs[name])
-        if array.dtype.kind != "f":
-            raise CheckpointError(f"{told}: {name} holds {array.dtype}, expected floating-point numbers")
-        arrays[name] = _from_torch(array).astype(own.dtype)
-    net.load_state_dict(arrays)
-
-
-def _as_array(value: Any, told: str) -> np.ndarray:
-    """A NumPy array from an array of any kind, or from a PyTorch tensor, which is known by its methods."""
+def _as_array(value: Any, name: str) -> np.ndarray:
+    """A NumPy array from any kind of array, or from a PyTorch tensor, recognised by its methods."""
     try:
         return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else to_host(value))
     except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, bfloat16, a sparse tensor
-        raise CheckpointError(f"{told} can't be turned into an array: {error}") from error
+        raise CheckpointError(f"{name} cannot be converted to an array: {error}") from error

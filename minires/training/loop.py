@@ -1,60 +1,28 @@
-"""The training loop: forward, loss, backward, step; a line of figures an epoch; and nothing lost on the way.
+"""The training loop: forward, loss, backward, step; one JSON line per epoch; safe to interrupt.
 
     config = Config.from_recipe("fast", model="resnet20", data="shapes10", epochs=3)
     rows = fit(config, "runs/first")
 
-What a run is made of, and what it writes into its folder, stands in run.py; `fit(..., resume=True)` goes on
-from its last checkpoint.
+run.py has the parts of a run and its folder. `fit(..., resume=True)` resumes from the last checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from minires.backend import device_of, to_device
+from minires.backend import Array, array_module, device_of, to_device
 from minires.data import Dataset, Loader, Normalise
 from minires.functional import check_labels, cross_entropy
-from minires.nn import Module
-from minires.training.run import (
-    CHECKPOINTS,
-    CONFIG,
-    METRICS,
-    MODEL,
-    Config,
-    NotFinite,
-    Row,
-    Run,
-    RunError,
-    ctrl_c_waits,
-    environment,
-    load_run,
-    one_at_a_time,
-    open_data,
-    read_config,
-)
+from minires.nn import Module, forward_hook
 from minires.tensor import Tensor, no_grad
-
-__all__ = [
-    "CHECKPOINTS",
-    "CONFIG",
-    "METRICS",
-    "MODEL",
-    "Config",
-    "NotFinite",
-    "Row",
-    "Run",
-    "RunError",
-    "environment",
-    "evaluate",
-    "fit",
-    "load_run",
-    "open_data",
-    "read_config",
-]
+from minires.training.config import Config, open_data
+from minires.training.run import Progress, Row, Run, defer_interrupt, lock_folder
 
 
 def fit(
@@ -64,56 +32,77 @@ def fit(
     dataset: Dataset | None = None,
     watch: Callable[[Run], None] = lambda run: None,
 ) -> list[Row]:
-    """Train a net and return a row of figures for each epoch (the lines of `metrics.jsonl`).
+    """Train a net and return the figures of each epoch (the lines of `metrics.jsonl`).
 
-    out: the run's folder, new or empty. resume: go on from the last checkpoint in `out`; the result is, bit
-    for bit, that of a run that was never stopped. dataset: in place of the one `config` names. watch: called with
-    the run before the first step and after every step and epoch.
+    out: the run folder, new or empty. resume: continue from the last checkpoint in `out`; the result is, bit for bit,
+    that of an uninterrupted run. dataset: used in place of the one that `config` names. watch: called with the run
+    before the first step and after every step and epoch.
 
-    Ctrl-C writes a checkpoint and raises KeyboardInterrupt. Raises NotFinite where the loss is NaN or
-    infinite, RunError where `out` is in use, holds another run or can't be resumed.
+    Ctrl-C saves a checkpoint and raises KeyboardInterrupt. Raises NotFinite if the loss is NaN or infinite, RunError if
+    `out` is in use, holds another run or cannot be resumed.
     """
     run = Run(config, Path(out), dataset or open_data(config.data, config.data_dir))
-    with one_at_a_time(run.out), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        run.load() if resume else run.start()
+    with lock_folder(run.out), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        if resume:
+            run.resume()
+        else:
+            run.create()
+        meter = Meter(run.progress, sync_every=1 if config.device == "cpu" else 20)
         try:
             watch(run)
-            while run.at.epoch < run.epochs:
-                train_epoch(run, watch)
+            while run.progress.epoch < run.epochs:
+                train_epoch(run, meter, watch)
                 test_loss, test_acc = evaluate(run.net, run.test_images, run.test_labels, run.normalise)
-                with ctrl_c_waits():
-                    run.end_epoch(test_loss, test_acc)
+                with defer_interrupt(), explain_not_finite(run):
+                    meter.flush()
+                    check_finite(test_loss, f"{run.test} loss")
+                    row = run.end_epoch(test_loss, test_acc)
+                    run.save_row(row)
+                    run.save_model()
+                    run.save_checkpoint()
+                    print(as_line(row, run), flush=True)
                     watch(run)
         except KeyboardInterrupt:
-            with ctrl_c_waits():
-                run.save()
+            with defer_interrupt(), explain_not_finite(run):
+                meter.flush()
+                run.save_checkpoint()
             raise
-    return run.at.rows
+    return run.progress.rows
 
 
-def train_epoch(run: Run, watch: Callable[[Run], None]) -> None:
-    """The steps of an epoch, or those that are left of it after a resume."""
+def train_epoch(run: Run, meter: Meter, watch: Callable[[Run], None]) -> None:
+    """All steps of an epoch, or the remaining ones after a resume."""
     from tqdm import tqdm
 
-    net, opt, batch, device = run.net.train(), run.opt, run.config.batch_size, run.config.device
-    start = run.at.step - run.at.epoch * len(run.loader)
-    stop = min(len(run.loader), run.total - run.at.epoch * len(run.loader))
-    name = f"epoch {run.at.epoch + 1}/{run.epochs}"
-    with tqdm(total=stop * batch, initial=start * batch, desc=name, unit=" images", leave=False, disable=None) as bar:
-        for x, y in islice(run.loader.epoch(run.at.epoch, start), stop - start):
-            with ctrl_c_waits():
-                opt.lr = run.schedule(run.at.step)
-                x, y = to_device(x, device), to_device(check_labels(y, len(run.dataset.classes)), device)
-                logits = net(Tensor(x))
-                loss = cross_entropy(logits, y, run.config.label_smoothing)
-                run.look(loss, logits, x, y)
+    net, opt, config, progress = run.net.train(), run.opt, run.config, run.progress
+    first = progress.epoch * len(run.loader)  # step of the epoch
+    start, stop = progress.step - first, min(len(run.loader), run.total - first)
+    bar = tqdm(
+        total=stop * config.batch_size,
+        initial=start * config.batch_size,
+        desc=f"epoch {progress.epoch + 1}/{run.epochs}",
+        unit=" images",
+        leave=False,
+        disable=None,
+    )
+    with bar:
+        for x, y in islice(run.loader.epoch(progress.epoch, start), stop - start):
+            with defer_interrupt(), explain_not_finite(run, x):
+                opt.lr = run.schedule(progress.step)
+                labels = to_device(check_labels(y, len(run.dataset.classes)), config.device)
+                logits = net(Tensor(to_device(x, config.device)))
+                loss = cross_entropy(logits, labels, config.label_smoothing)
+                meter.add(loss, logits, labels)
                 loss.backward()
                 opt.step()
                 opt.zero_grad()
-                run.end_step()
+                progress.step += 1
+                if run.is_checkpoint_due():
+                    meter.flush()
+                    run.save_checkpoint()
                 watch(run)
-            bar.set_postfix_str(run.at.figures(), refresh=False)
-            bar.update(batch)
+            bar.set_postfix_str(progress.figures(), refresh=False)
+            bar.update(config.batch_size)
 
 
 def evaluate(
@@ -121,15 +110,104 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean loss and accuracy (0..1) of `net` on uint8 `images` (N, 32, 32, 3), in evaluation mode."""
     device, was_training = device_of(net.parameters()[0].data), net.training
-    found = []  # read at the end: reading a number waits for the device
+    batches = []  # read at the end: reading a number waits for the device
     net.eval()
     try:
         with no_grad():
             for x, y in Loader(images, labels, min(batch_size, len(images)), normalise=normalise).epoch():
                 logits = net(Tensor(to_device(x, device)))
-                there = to_device(check_labels(y, logits.shape[1]), device)
-                found.append((cross_entropy(logits, there).data, (logits.data.argmax(-1) == there).sum(), len(y)))
-    finally:  # Ctrl-C in a notebook, say
+                targets = to_device(check_labels(y, logits.shape[1]), device)
+                batches.append((cross_entropy(logits, targets).data, count_correct(logits, targets), len(y)))
+    finally:  # for example after Ctrl-C in a notebook
         net.train(was_training)
-    loss, right = sum(float(loss) * n for loss, _, n in found), sum(int(right) for _, right, _ in found)
-    return loss / len(labels), right / len(labels)
+    loss_sum = sum(float(loss) * seen for loss, _, seen in batches)
+    return loss_sum / len(labels), sum(int(correct) for _, correct, _ in batches) / len(labels)
+
+
+# ---- what is recorded ----------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """Adds up the loss and the correct answers of an epoch, in `progress`.
+
+    Reading a number waits for the device, so the figures of `sync_every` steps are read together. A loss that is NaN or
+    infinite raises NotFinite then.
+    """
+
+    def __init__(self, progress: Progress, sync_every: int = 1):
+        self.progress, self.sync_every = progress, sync_every
+        self.name = "loss" if sync_every == 1 else f"loss (checked every {sync_every} steps)"
+        self.unread: list[tuple[Array, Array, int]] = []
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Array) -> None:
+        """Record a step."""
+        self.unread.append((loss.data, count_correct(logits, labels), len(labels)))
+        if len(self.unread) == self.sync_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read the figures that are still on the device."""
+        for loss, correct, seen in self.unread:
+            check_finite(float(loss), self.name)
+            self.progress.loss_sum += float(loss) * seen
+            self.progress.correct += int(correct)
+            self.progress.seen += seen
+        self.unread.clear()
+
+
+def count_correct(logits: Tensor, labels: Array) -> Array:
+    """How many images have their largest logit at their label, a number on the device."""
+    return (logits.data.argmax(-1) == labels).sum()
+
+
+def as_line(row: Row, run: Run) -> str:
+    """An epoch's figures, for the terminal."""
+    return (
+        f"epoch {row['epoch']}/{run.epochs}  train loss {row['train_loss']:.3f} acc {row['train_acc']:.1%}  "
+        f"{run.test} loss {row[f'{run.test}_loss']:.3f} acc {row[f'{run.test}_acc']:.1%}  {row['seconds']:.0f} s"
+    )
+
+
+# ---- numbers that overflow -----------------------------------------------------------------------------------------
+
+
+class NotFinite(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def check_finite(loss: float, name: str) -> None:
+    """Raises NotFinite if `loss` is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise NotFinite(f"the {name} is {loss}")
+
+
+@contextmanager
+def explain_not_finite(run: Run, x: np.ndarray | None = None) -> Iterator[None]:
+    """Inside, NotFinite reports the step, the first layer to blame, and what to try.
+
+    x: the batch to find that layer with; by default a batch of test images, in evaluation mode.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        if x is None:
+            run.net.eval()
+            x = run.normalise(run.test_images[: run.config.batch_size])
+        raise NotFinite(
+            f"{error} in epoch {run.progress.epoch + 1}, step {run.progress.step}, learning rate {run.opt.lr:.3g}; "
+            f"first layer whose output is not finite: {first_not_finite(run.net, x)}; "
+            f"try a lower rate: --lr {run.config.lr / 10:.2g}"
+        ) from None
+
+
+def first_not_finite(net: Module, x: np.ndarray) -> str:
+    """The first layer, in the order of the forward pass, that outputs NaN or infinity for the batch x."""
+    found = []
+
+    def check(name: str, module: Module, output: Tensor) -> None:
+        if not bool(array_module(output.data).isfinite(output.data).all()):
+            found.append(f"{name or 'the net'} ({type(module).__name__})")
+
+    with no_grad(), forward_hook(net, check):
+        net(Tensor(to_device(x, device_of(net.parameters()[0].data))))
+    return found[0] if found else "none, the loss itself"
