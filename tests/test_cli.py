@@ -11,9 +11,9 @@ import pytest
 
 from minires import backend
 from minires.course import exercises
-from minires.training import run as room
+from minires.training import config
 from minires.data import shapes10
-from minires.training.loop import Config, read_config
+from minires.training.config import Config, read_config
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def small_data(monkeypatch, tmp_path):
     """Commands run in an empty folder, on a Shapes-10 of a few images."""
     monkeypatch.delenv("MINIRES_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(room, "shapes10", lambda: shapes10(140, 40))
+    monkeypatch.setattr(config, "shapes10", lambda: shapes10(140, 40))
 
 
 SMALL = ("train", "resnet8", "--epochs", 2, "--batch-size", 70, "--threads", 1)

@@ -14,7 +14,9 @@ from minires.functional import cross_entropy, dropout
 from minires.optim import SGD, clip_grad_norm, one_cycle
 from minires.resnet import build
 from minires.tensor import Tensor
-from minires.training.loop import Config, evaluate, fit, load_run, read_config
+from minires.training.config import Config, read_config
+from minires.training.loop import evaluate, fit
+from minires.training.run import load_run
 
 DATA = shapes10(170, 40)
 SMALL = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 2, "threads": 1}  # 10 steps an epoch
@@ -83,7 +85,7 @@ def test_a_run_stopped_and_resumed_is_the_run_that_was_not_and_moves_to_the_cpu(
     rows = fit(config, whole, dataset=DATA)
 
     def stop(run):
-        if run.at.step == 13:
+        if run.progress.step == 13:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minires.training import run as room
+from minires.training import config
 from minires.backend import array_module, device_of, fuse, to_device, to_host
 from minires.data import Normalise, shapes10
 from minires.functional import cross_entropy, dropout
@@ -16,7 +16,8 @@ from minires.optim import SGD
 from minires.resnet import build
 from minires.devices.strict import StrictArray, counting
 from minires.tensor import Tensor
-from minires.training.loop import Config, evaluate, fit, read_config
+from minires.training.config import Config, read_config
+from minires.training.loop import evaluate, fit
 
 
 def arrays(device):
@@ -392,8 +393,8 @@ def test_labels_are_checked_on_the_host_before_they_go_to_the_device(tmp_path):
 
 @pytest.fixture
 def small_data(monkeypatch):
-    monkeypatch.setattr(room, "shapes10", lambda: shapes10(60, 20))
-    monkeypatch.setattr(room, "find_cifar10", lambda place: None)
+    monkeypatch.setattr(config, "shapes10", lambda: shapes10(60, 20))
+    monkeypatch.setattr(config, "find_cifar10", lambda place: None)
 
 
 def test_train_eval_predict_and_resume_run_on_it(status_of, small_data, tmp_path, capsys):

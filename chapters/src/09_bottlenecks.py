@@ -39,7 +39,8 @@ from minires.training.checkpoint import load_state
 from minires.data import Loader, Normalise
 from minires.optim import one_cycle
 from minires.resnet import BasicBlock, Bottleneck
-from minires.training.loop import evaluate, open_data
+from minires.training.config import open_data
+from minires.training.loop import evaluate
 
 plots.notebook_style()
 

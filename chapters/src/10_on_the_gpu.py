@@ -43,7 +43,7 @@ from minires.devices import doctor
 from minires.devices import strict
 from minires.backend import array_module, device_of, fuse, gpu_status, one_blas_thread, to_device, to_host
 from minires.data import Normalise
-from minires.training.loop import open_data
+from minires.training.config import open_data
 
 plots.notebook_style()
 mr.set_num_threads(1)  # what is measured here shall not depend on the number of cores
