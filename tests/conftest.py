@@ -21,7 +21,7 @@ def pytest_configure(config):
         for number in re.findall(r'number="(\d+\.\d+)"', path.read_text(encoding="utf-8")):
             config.addinivalue_line("markers", f"ex{number.replace('.', '_')}: exercise {number}")
     if for_exercises(config):
-        config.option.reportchars += "s"  # what is not started is told
+        config.option.reportchars += "s"  # list the exercises that are not started
 
 
 def pytest_ignore_collect(collection_path, config):

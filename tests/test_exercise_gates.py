@@ -1,6 +1,5 @@
-"""Four gates for every exercise: its stub is "not started", its solution passes, each wrong answer is found wrong with
-the diagnosis expected of it, and there are at least five of those. All in this process; `pytest -k ch04` for one
-chapter, `-k "4.2"` for one exercise."""
+"""Four gates for every exercise: its stub is "not started", its solution passes, each wrong answer gets its expected
+diagnosis, and there are at least five of those. `pytest -k ch04` for one chapter, `-k "4.2"` for one exercise."""
 
 import ast
 import os
@@ -43,7 +42,9 @@ def test_the_solution_passes_soon(stem: str, exercise: Exercise):
     found = check_source(exercise, make_solution(MASTERS[stem]), "solution.py")
     seconds = time.perf_counter() - start
     assert found.status == "solved", f"the master's solution is not right:\n{found.text}"
-    assert seconds < 10, f"the check took {seconds:.1f} s; expected about one, and never over ten: use smaller cases"
+    assert seconds < 10, (
+        f"expected the check to take about 1 s and at most 10 s, got {seconds:.1f} s: use smaller cases"
+    )
 
 
 @pytest.mark.parametrize("stem, exercise, wrong", EACH_WRONG)
@@ -53,7 +54,7 @@ def test_a_wrong_answer_gets_its_diagnosis(stem: str, exercise: Exercise, wrong:
     planted = f"{exercise.number}: {wrong.mistake!r} was planted"
     if found.status == "solved":
         pytest.fail(
-            f"{planted} and passes: the check needs a case that tells it apart\n\n{wrong.old}\n    became\n{wrong.new}",
+            f"{planted} and passes: the check needs a case that fails for it\n\n{wrong.old}\n    became\n{wrong.new}",
             pytrace=False,
         )
     if not wrong.fits(found.diagnosis):
@@ -67,7 +68,7 @@ def test_a_wrong_answer_gets_its_diagnosis(stem: str, exercise: Exercise, wrong:
 
 
 @pytest.mark.parametrize("stem, exercise", EACH)
-def test_no_exercise_is_without_its_wrong_answers(stem: str, exercise: Exercise):
+def test_every_exercise_has_five_wrong_answers(stem: str, exercise: Exercise):
     mistakes = [wrong.mistake for wrong in WRONG[stem] if wrong.exercise == exercise.number]
     assert len(mistakes) >= 5, f"{exercise.number} has {len(mistakes)} wrong answers, expected 5 or more"
     assert len(set(mistakes)) == len(mistakes), f"two wrong answers of {exercise.number} have the same name"
@@ -95,7 +96,7 @@ def test_numbers_hints_cases_and_docstrings(stem: str, exercise: Exercise):
     nodes = [n for n in ast.parse(MASTERS[stem]).body if getattr(n, "name", "") == exercise.name]
     assert nodes, f"the master has no function or class {exercise.name}"
     doc = ast.get_docstring(nodes[0]) or ""
-    assert doc.startswith(f"{exercise.number}: "), f"the docstring of {exercise.name} must begin with its number"
+    assert doc.startswith(f"{exercise.number}: "), f"the docstring of {exercise.name} must start with its number"
 
 
 def test_numbers_are_in_order_and_no_two_alike():

@@ -133,6 +133,8 @@ def test_patterns(body, says):
         (0.5, ("0.5",), "0.500001", "nearly right"),
         (0.5, ("0.5",), "float('nan')", "NaN or infinity"),
         (0.5, ("0.5",), "np.array([0.5])", "wrong type: an array of shape (1,), expected a float"),
+        (0.5, ("0.5",), "'x'", "wrong type: a str, expected a float"),
+        (0.5, ("0.5",), "np.array(0.5j)", "wrong type: an array of shape (), expected a float"),
         (0.0, ("0", "-0.0"), "1e-3", "another number"),
         (True, ("True", "np.True_"), "1", "wrong type: an int, expected a bool"),
         (True, ("True",), "False", "it is False, expected True"),
@@ -170,7 +172,7 @@ def test_results_of_every_kind(wanted, right, wrong, says):
         (3, "7 / 2", "// divides whole numbers into a whole number", "7 // 2"),
     ],
 )
-def test_the_hint_for_a_wrong_type_helps_whatever_is_wanted(wanted, wrong, way, right):
+def test_the_hint_for_a_wrong_type_helps_for_every_type(wanted, wrong, way, right):
     what = exercise(lambda n: wanted, one(1))
     said = " ".join(look_at(f"return {wrong}", what, "n").text.split())
     assert said.startswith("hint: The docstring says what to return: an array, a number, ") and way in said
@@ -193,7 +195,7 @@ def test_a_net_is_shown_by_its_kind_and_not_by_its_address():
     assert "(net = a Linear, x float64 (2,))" in report and " at 0x" not in report
 
 
-def test_inputs_inside_containers_are_watched_too():
+def test_changes_inside_containers_are_found():
     what = exercise(lambda xs, d: xs[0] + d["a"], one([np.ones(3), np.ones(3)], {"a": np.ones(3)}))
     assert look_at("return xs[0] + d['a']", what, "xs, d").status == "solved"
     assert "changed xs" in look_at("out = xs[0] + d['a']\nxs[1] += 1\nreturn out", what, "xs, d").diagnosis
@@ -204,14 +206,14 @@ def test_inputs_inside_containers_are_watched_too():
         assert "changed xs" in look_at(f"xs[{i}] = {new}\nreturn 1.0", what, "xs").diagnosis
 
 
-def test_the_upstream_gradient_is_known_by_its_name():
+def test_an_argument_called_grad_is_the_upstream_gradient():
     rng = np.random.default_rng(0)
     what = exercise(lambda x, grad: 2 * x * grad, one(rng.standard_normal((2, 3)), rng.standard_normal((2, 3))))
     assert "came through unchanged" in look_at("return grad.copy()", what, "x, grad").diagnosis
     assert "missing as a factor" in look_at("return 2 * x", what, "x, grad").diagnosis
 
 
-def test_a_mistake_that_a_check_raises_is_told_as_it_is():
+def test_a_mistake_that_a_check_raises_is_reported_as_it_is():
     def run(answer, x, factor):
         raise Mistake("wear a hat")
 
@@ -242,7 +244,7 @@ def test_a_mistake_that_a_check_raises_is_told_as_it_is():
         ("import minires\nreturn minires.conv2d(x, x)", "(line 6: return minires.conv2d(x, x))"),
     ],
 )
-def test_errors_are_told_with_their_line_and_without_a_traceback(body, says, monkeypatch):
+def test_errors_are_reported_with_their_line_and_without_a_traceback(body, says, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     found = look_at(body)
     assert found.status == "wrong" and Wrong("9.1", "", "", "", says).fits(found.diagnosis), found.diagnosis
@@ -368,7 +370,7 @@ def test_a_master_makes_stub_solution_and_wrong_answers():
     [
         ("9.1", "x * factor * 2", "x", "old occurs 0 times in the solution, expected once"),
         ("9.1", "x * ", "x", "old occurs 2 times"),
-        ("9.1", "9.1: scale", "x", "old occurs 0 times"),  # it stands in the docstring only
+        ("9.1", "9.1: scale", "x", "old occurs 0 times"),  # it is in the docstring only
         ("9.2", "return 1", "return 2", "old occurs 2 times"),
         ("9.2", "x * factor", "x", "old occurs 0 times"),
         ("9.1", "x * factor", "x * factor", "old and new are the same"),
