@@ -786,6 +786,17 @@ plt.show()
 #
 # Open `chapters/exercises/ch02_gradcheck.py`, fill in a function, save, and run its cell here (or, in a terminal,
 # `pytest -m ex2_1` or `python -m minires check 2.1`). Stuck? `hint("2.1")`, then `hint("2.1", 2)`.
+#
+# <!-- exercises -->
+#
+# | exercise | what it does | level | lines |
+# | --- | --- | --- | --- |
+# | 2.1 `slope_along` | the central difference, along a direction | 1 | about 2 |
+# | 2.2 `relative_error` | how far apart two gradients are | 1 | about 2 |
+# | 2.3 `numerical_gradient` | every entry nudged, with a random upstream gradient | 2 | about 7 |
+# | 2.4 `kinks` | where a measurement cannot be trusted | 2 | about 8 |
+#
+# <!-- end -->
 
 # %%
 from minires.course.exercises import check, hint

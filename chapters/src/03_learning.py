@@ -879,6 +879,17 @@ plt.show()
 #
 # Open `chapters/exercises/ch03_learning.py`, fill in a function, save, and run its cell here (or, in a terminal,
 # `pytest -m ex3_1` or `python -m minires check 3.1`). Stuck? `hint("3.1")`, then `hint("3.1", 2)`.
+#
+# <!-- exercises -->
+#
+# | exercise | what it does | level | lines |
+# | --- | --- | --- | --- |
+# | 3.1 `log_softmax` | logarithms of probabilities, safely | 2 | about 2 |
+# | 3.2 `cross_entropy` | the loss of a batch and its gradient | 2 | about 6 |
+# | 3.3 `sgd_step` | a step with momentum and weight decay | 1 | about 3 |
+# | 3.4 `he_init` | first weights that keep a signal's size | 1 | about 2 |
+#
+# <!-- end -->
 
 # %%
 from minires.course.exercises import check, hint

@@ -965,6 +965,18 @@ print(f"\n{fewer} epochs: {straight:.1%} as they are, {scrambled:.1%} shuffled, 
 # Five functions, in `chapters/exercises/ch04_convolution.py`. Open that file, fill in one function, save, and run its
 # cell here (or `pytest -m ex4_2`, or `python -m minires check 4.2` in a terminal: it is the same check). For help:
 # `hint("4.2")`, then `hint("4.2", 2)`.
+#
+# <!-- exercises -->
+#
+# | exercise | what it does | level | lines |
+# | --- | --- | --- | --- |
+# | 4.1 `output_size` | in how many places a kernel fits | 1 | about 1 |
+# | 4.2 `im2col` | every patch as a row | 3 | about 9 |
+# | 4.3 `conv_forward` | a convolution as one product | 2 | about 8 |
+# | 4.4 `weight_gradients` | backward to the weights and the bias | 2 | about 6 |
+# | 4.5 `input_gradient` | backward to the images | 3 | about 10 |
+#
+# <!-- end -->
 
 # %%
 from minires.course.exercises import check, hint

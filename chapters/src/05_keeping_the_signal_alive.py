@@ -1085,6 +1085,18 @@ for name, norms_of_layers in arriving.items():
 #
 # Five functions, in `chapters/exercises/ch05_normalisation.py`. Fill one in, save, and run its cell (or, in a terminal,
 # `pytest -m ex5_2` or `python -m minires check 5.2`). Stuck? `hint("5.2")`, then `hint("5.2", 2)`.
+#
+# <!-- exercises -->
+#
+# | exercise | what it does | level | lines |
+# | --- | --- | --- | --- |
+# | 5.1 `clip_by_norm` | gradient clipping by the norm of all gradients | 1 | about 3 |
+# | 5.2 `batch_norm_training` | batch norm, forward | 2 | about 6 |
+# | 5.3 `BatchNorm` | running statistics, training and evaluation mode | 2 | about 9 |
+# | 5.4 `batch_norm_backward` | batch norm, backward, in one formula | 2 | about 8 |
+# | 5.5 `layer_norm` | layer norm, forward | 1 | about 4 |
+#
+# <!-- end -->
 
 # %%
 from minires.course.exercises import check, hint

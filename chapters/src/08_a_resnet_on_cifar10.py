@@ -757,6 +757,18 @@ tell("resnet110, last gamma 0", pooled(mr.build("resnet110", zero_init=True)))
 # Five functions, in `chapters/exercises/ch08_recipe.py`: the parts of a recipe that are written wrongly most often.
 # Fill one in, save, and run its cell here (or, in a terminal, `pytest -m ex8_2` or `python -m minires check 8.2`).
 # Stuck? `hint("8.2")`, then `hint("8.2", 2)`.
+#
+# <!-- exercises -->
+#
+# | exercise | what it does | level | lines |
+# | --- | --- | --- | --- |
+# | 8.1 `learning_rate` | the paper's schedule, with warm-up | 1 | about 7 |
+# | 8.2 `crop_and_flip` | augmentation: shifted crops and mirror images | 3 | about 7 |
+# | 8.3 `normalise` | by the training images' mean and standard deviation | 1 | about 3 |
+# | 8.4 `loss_and_accuracy` | means over batches of unequal size | 2 | about 6 |
+# | 8.5 `confusion_matrix` | which class is mistaken for which | 2 | about 3 |
+#
+# <!-- end -->
 
 # %%
 from minires.course.exercises import check, hint

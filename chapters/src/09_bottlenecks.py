@@ -697,6 +697,18 @@ else:
 # Five functions, in `chapters/exercises/ch09_bottleneck.py`. Open that file, fill in one function, save, and run its
 # cell here (or, in a terminal, `pytest -m ex9_1` or `python -m minires check 9.1`). Stuck? `hint("9.1")`, then
 # `hint("9.1", 2)`.
+#
+# <!-- exercises -->
+#
+# | exercise | what it does | level | lines |
+# | --- | --- | --- | --- |
+# | 9.1 `multiply_adds` | the multiply-adds of a convolution | 1 | about 3 |
+# | 9.2 `block_parameters` | the parameters of a bottleneck | 2 | about 7 |
+# | 9.3 `bottleneck_forward` | a bottleneck from its layers | 1 | about 4 |
+# | 9.4 `from_torch` | a weight from PyTorch's layout to ours | 2 | about 5 |
+# | 9.5 `fold` | a norm folded into the convolution before it | 2 | about 2 |
+#
+# <!-- end -->
 
 # %%
 from minires.course.exercises import check, hint

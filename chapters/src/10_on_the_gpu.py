@@ -639,6 +639,18 @@ print(f"operations, forward and backward: {right} of {len(faults)} as with NumPy
 # Five functions, in `chapters/exercises/ch10_gpu.py`. Open that file, fill in one function, save, and run its cell here
 # (or, in a terminal, `pytest -m ex10_1` or `python -m minires check 10.1`). No GPU is needed. Stuck? `hint("10.1")`,
 # then `hint("10.1", 2)`.
+#
+# <!-- exercises -->
+#
+# | exercise | what it does | level | lines |
+# | --- | --- | --- | --- |
+# | 10.1 `smooth_targets` | a NumPy function made to run on every array library | 2 | about 4 |
+# | 10.2 `entropy` | another one, with a keyword that CuPy does not have | 2 | about 3 |
+# | 10.3 `intensity` | floating-point operations per byte | 1 | about 3 |
+# | 10.4 `step_seconds` | the least time that a list of operations takes | 2 | about 3 |
+# | 10.5 `epoch_figures` | reading losses without waiting at each step | 2 | about 6 |
+#
+# <!-- end -->
 
 # %%
 from minires.course.exercises import check, hint
