@@ -12,7 +12,7 @@ from PIL import Image
 from minires.paper.experiments import EXPERIMENTS, Training
 from minires.paper.records import records
 from minires.paper.tables import PAPER, fill
-from minires.training.config import read_config
+from minires.training.config import read_config, schedule_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -67,6 +67,15 @@ def test_the_recorded_settings_are_those_of_the_experiment(run):
     else:
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))["config"]
         assert type(kind)(**config) == kind
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if not run.startswith("zero-residual")])
+def test_the_recorded_learning_rates_are_those_of_the_schedule(run):
+    experiment, name = run.split("/")
+    r = records(RESULTS, experiment)[name]
+    rate = schedule_of(EXPERIMENTS[experiment][name].config, r.about["steps"])
+    rows = r.rows + r.steps
+    assert rows and [row["lr"] for row in rows] == pytest.approx([rate(row["step"] - 1) for row in rows])
 
 
 @pytest.mark.parametrize("name", ["bench.json", "ladder.json"])
