@@ -126,27 +126,25 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
 
     over_batch(forward, x.data, out, item_bytes=oh * ow * kh * kw * c * out.itemsize)
 
-    def gradients(grad: Array, x: Array, dx: Array | None) -> Array:
-        """Writes dx and returns dw, (KH, KW, C, F), for a few images."""
-        if dx is not None:
-            dx[...] = col2im(grad.reshape(-1, f) @ w_matrix.T, x.shape, kh, kw, stride, padding)
-        return transposed_product(_im2col(x, kh, kw, stride, padding), grad).reshape(w.shape)
-
-    def gradients_at_stride_1(grad: Array, x: Array, dx: Array) -> Array:
-        w_rotated = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
-        cols = _im2col(grad, kh, kw, 1, kh - 1 - padding)  # (N*H*W, KH*KW*F)
-        product(cols, w_rotated, dx)
-        return transposed_product(cols, x).reshape(kh, kw, f, c)[::-1, ::-1].swapaxes(2, 3)
-
     def backward(grad: Array) -> Gradients:
         dx = xp.empty(x.shape, x.dtype) if x.requires_grad else None
-        one_im2col = dx is not None and stride == 1 and kh == kw and padding < kh
-        dw = over_batch(
-            gradients_at_stride_1 if one_im2col else gradients,
-            *(grad, x.data, dx),
-            item_bytes=oh * ow * kh * kw * max(c, f) * grad.itemsize,
-        )
-        return dx, dw
+        w_rotated = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
+
+        def gradients(grad: Array, x: Array, dx: Array | None) -> Array:  # writes dx, returns dw (KH*KW*C, F)
+            if dx is not None:
+                dx[...] = col2im(grad.reshape(-1, f) @ w_matrix.T, x.shape, kh, kw, stride, padding)
+            return transposed_product(_im2col(x, kh, kw, stride, padding), grad)
+
+        def gradients_at_stride_1(grad: Array, x: Array, dx: Array) -> Array:  # returns the rotated dw (KH*KW*F, C)
+            cols = _im2col(grad, kh, kw, 1, kh - 1 - padding)  # (N*H*W, KH*KW*F)
+            product(cols, w_rotated, dx)
+            return transposed_product(cols, x)
+
+        item_bytes = oh * ow * kh * kw * max(c, f) * grad.itemsize
+        if dx is not None and stride == 1 and kh == kw and padding < kh:
+            dw = over_batch(gradients_at_stride_1, grad, x.data, dx, item_bytes=item_bytes)
+            return dx, dw.reshape(kh, kw, f, c)[::-1, ::-1].swapaxes(2, 3)
+        return dx, over_batch(gradients, grad, x.data, dx, item_bytes=item_bytes).reshape(w.shape)
 
     y = Tensor.from_op(out, (x, w), backward, "conv2d")
     return y if bias is None else y + bias

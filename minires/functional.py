@@ -13,10 +13,10 @@ from minires.tensor import Gradients, Tensor
 def relu(x: Tensor) -> Tensor:
     """y = max(0, x);  dx = dy where x > 0, else 0 (so relu'(0) = 0)."""
     xp = array_module(x.data)
-    out = xp.empty(x.shape, x.dtype)
+    out, zero = xp.empty(x.shape, x.dtype), xp.zeros(x.shape[1:], x.dtype)
 
     def forward(x: Array, out: Array) -> None:  # a few items of the batch
-        xp.maximum(x, 0, out=out)
+        xp.maximum(x, zero, out=out)  # NumPy is faster with an array of zeros than with the number 0
 
     over_batch(forward, x.data, out)
 
