@@ -4,9 +4,9 @@
 # **After this chapter you can**
 # - build the plain net of any depth $6n + 2$, and count its layers and parameters with a pencil;
 # - say what the degradation problem is, and show it on recorded and on live runs;
-# - tell it from overfitting, by looking at the right one of two numbers;
-# - tell it from vanishing gradients, by measuring them;
-# - make a deeper net out of a trained shallower one and layers that do nothing, and say what that proves.
+# - distinguish it from overfitting, by looking at the right one of two numbers;
+# - distinguish it from vanishing gradients, by measuring them;
+# - build a deeper net from a trained shallow one and layers that do nothing, and say what that proves.
 #
 # **You need** chapters 1 to 5: convolution, batch norm, SGD, and what a vanishing gradient is.
 #
@@ -28,34 +28,33 @@ from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 import minires as mr
 from minires import nn, plots
 from minires.course import drawings
-from minires.paper import tables
-from minires.conv import conv2d
 from minires.data import Dataset, Normalise
+from minires.paper import tables
 from minires.paper.experiments import insert_identity_layers, layer_statistics
+from minires.paper.records import records
 from minires.resnet import BasicBlock
-from minires.training.loop import Config, fit, open_data
 
 plots.notebook_style()
-results = Path("..", "results")  # what the long experiments have written down
+results = Path("..", "results")  # what the long experiments have recorded
 
 # %% [markdown]
 # ## 1. One block, many times
 #
-# We have all the parts: convolution, batch norm, ReLU. Now we want depth, and we want it cheaply: one knob that makes a
-# net deeper and changes nothing else. The paper's nets for CIFAR-10 are made like that.
+# We have all the parts: convolution, batch norm, ReLU. Now we want depth, and we want it in a simple way: one knob that
+# makes a net deeper and changes nothing else. The paper's nets for CIFAR-10 are built like that.
 #
 # - A 3x3 convolution takes the 3 colours to 16 channels.
-# - Then come three **stages**. In the first the maps have 32x32 pixels and 16 channels, in the second 16x16 and 32, in
-#   the third 8x8 and 64.
-# - Each stage is $n$ **blocks**, and a block is two 3x3 convolutions, each with its norm and its ReLU.
-# - At the end global average pooling and one linear layer.
+# - Three **stages** follow. In the first, the maps have 32x32 pixels and 16 channels; in the second, 16x16 and 32; in
+#   the third, 8x8 and 64.
+# - Each stage has $n$ **blocks**, and a block is two 3x3 convolutions, each with its norm and its ReLU.
+# - At the end there are global average pooling and one linear layer.
 #
-# **Predict.** How many layers with weights has that net for $n = 3$? And for any $n$?
+# **Predict.** How many layers with weights does this net have for $n = 3$? And for any $n$?
 
 # %%
 drawings.blocks(mr.build("plain20"))
@@ -65,11 +64,12 @@ drawings.blocks(mr.build("plain20"))
 #
 # $$ \text{depth} = 6n + 2 . $$
 #
-# The `/2` is the stride: the first convolution of the second and of the third stage halves the map. All others leave
-# its size alone. (You may read that every 3x3 convolution has stride 2. Then nothing would be left of a picture after
-# five layers.)
+# The `/2` is the stride: the first convolution of the second stage and of the third halves the map. All others keep its
+# size. (You may read that every 3x3 convolution has stride 2. Then nothing would be left of an image after five
+# layers.)
 #
-# A net like this, one layer after another and nothing else, is called **plain**. In minires its name is its depth:
+# A net like this, one layer after another and nothing else, is called **plain**. In minires, its name contains its
+# depth:
 
 # %%
 print("net        n   parameters   multiply-adds, millions")
@@ -80,25 +80,25 @@ for n in (1, 3, 5, 7, 9, 18):
 # %% [markdown]
 # ## 2. Deeper should be better
 #
-# Why would anybody want 56 layers? Because each step from 8 to 16 to 19 layers had made nets better, year after year. A
-# deeper net can compute more.
+# Why would anybody want 56 layers? Because year after year, each step, from 8 to 16 to 19 layers, had made nets better.
+# A deeper net can compute more.
 #
 # **Predict.** Two plain nets, 20 and 56 layers, same recipe, same images, same number of steps. Draw four curves on
-# paper: the training error and the test error of each. Which lies below which? How would it look if the deeper net were
-# simply too large for the data?
+# paper: the training error and the test error of each. Which is below which? What would it look like if the deeper net
+# were simply too large for the data?
 #
-# First a small pair that we can train here and now: nets a quarter as wide as the paper's (4, 8 and 16 channels), 1,000
-# images, 9 times through. That is far too little to learn the task. It is enough to see how the two nets *begin*.
+# First, a small pair that we can train here and now: nets a quarter as wide as the paper's (4, 8 and 16 channels),
+# 1,000 images, 9 epochs. That is far too little to learn the task. It is enough to see how the two nets *begin*.
 
 # %%
-whole = open_data("auto")
+full = mr.open_data("auto")
 data = Dataset(
-    whole.name,
-    whole.train_images[:1000],
-    whole.train_labels[:1000],
-    whole.test_images[:500],
-    whole.test_labels[:500],
-    whole.classes,
+    full.name,
+    full.train_images[:1000],
+    full.train_labels[:1000],
+    full.test_images[:500],
+    full.test_labels[:500],
+    full.classes,
 )
 recipe = {"width": 4, "batch_size": 32, "augment": False}
 temporary = TemporaryDirectory()  # for the files that training writes
@@ -107,15 +107,16 @@ rows, inside = {}, {}
 
 
 def train(model, epochs=9):
-    """Train a net, keep its curve, and look into its layers before the first step and after the last."""
+    """Train a net, keep its curve, and measure its layers before the first step and after the last."""
     inside[model] = []
 
     def watch(run):
-        if run.at.images == 0 and run.at.epoch in (0, epochs):  # between two epochs
+        if run.progress.seen == 0 and run.progress.epoch in (0, epochs):  # between two epochs
             inside[model].append(layer_statistics(run))
 
     print(model)
-    rows[model] = fit(Config(model=model, epochs=epochs, lr=0.1, **recipe), folder / model, dataset=data, watch=watch)
+    config = mr.Config(model=model, epochs=epochs, lr=0.1, **recipe)
+    rows[model] = mr.fit(config, folder / model, dataset=data, watch=watch)
 
 
 train("plain20")
@@ -128,9 +129,9 @@ def show_curves(rows):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3))
     for k, (model, curve) in enumerate(rows.items()):
         epochs = [row["epoch"] for row in curve]
-        look = {"marker": plots.MARKERS[k], "color": plots.COLOURS[k], "markersize": 4, "label": model}
-        axes[0].plot(epochs, [row["train_loss"] for row in curve], **look)
-        axes[1].plot(epochs, [100 * (1 - row["train_acc"]) for row in curve], **look)
+        style = {"marker": plots.MARKERS[k], "color": plots.COLOURS[k], "markersize": 4, "label": model}
+        axes[0].plot(epochs, [row["train_loss"] for row in curve], **style)
+        axes[1].plot(epochs, [100 * (1 - row["train_acc"]) for row in curve], **style)
     axes[0].axhline(np.log(10), color=plots.INK, linestyle=":", linewidth=0.8)
     axes[1].axhline(90, color=plots.INK, linestyle=":", linewidth=0.8)
     axes[0].set(xlabel="epoch", title="training loss (dotted: guessing)")
@@ -147,25 +148,25 @@ print(
 )
 
 # %% [markdown]
-# The shallow net learns, the deep one has hardly begun. And this is the *training* loss: the images that the net is
-# shown again and again. (The wild test losses of the first epochs are batch norm's: its running statistics lag behind
+# The shallow net learns; the deep one has hardly begun. And this is the *training* loss, on images that the net sees
+# again and again. (The wild test losses of the first epochs come from batch norm: its running statistics lag behind
 # weights that move fast.)
 #
-# Say honestly what this shows. One seed, tiny nets, 279 steps. It shows that depth makes the beginning hard. Whether
-# the deeper net is still behind at the end, with nets of real size on real images, takes hours to see.
+# Let us be honest about what this shows. One seed, tiny nets, 279 steps. It shows that depth makes the beginning hard.
+# Whether the deeper net is still behind at the end, with nets of real size on real images, takes hours to find out.
 #
 # ## 3. The real thing
 #
-# So the long runs have been done once and written down. `python -m minires reproduce degradation` trains plain-20 and
-# plain-56, of full width, on all 50,000 images of CIFAR-10, with the paper's recipe in 10 epochs. Its files lie in
-# `results/degradation/`, and the next cell reads them. Where a run is still under way, it says how far it has come.
+# So the long runs have been done once and recorded. `python -m minires reproduce degradation` trains plain-20 and
+# plain-56, of full width, on all 50,000 images of CIFAR-10, with the paper's recipe in 10 epochs. Its files are in
+# `results/degradation/`, and the next cell reads them. If a run is unfinished, it says how far it is.
 
 # %%
-recorded = {name: run for name, run in tables.records(results, "degradation").items() if run.rows}
+recorded = {name: run for name, run in records(results, "degradation").items() if run.rows}
 
 
-def tell(name):
-    """A line on a recorded run."""
+def describe(name):
+    """One line about a recorded run."""
     if name not in recorded:
         return f"{name:9} not recorded yet"
     run = recorded[name]
@@ -176,7 +177,7 @@ def tell(name):
 
 
 def compare(shallow, deep):
-    """The training errors of two recorded runs, after the last epoch that both have done."""
+    """The training errors of two recorded runs, after the last epoch that both have finished."""
     if not {shallow, deep} <= recorded.keys():
         return f"{shallow} and {deep} can't be compared yet"
     a, b = recorded[shallow], recorded[deep]
@@ -189,30 +190,32 @@ def compare(shallow, deep):
 
 
 for name in ("plain20", "plain56"):
-    print(tell(name))
+    print(describe(name))
 print(compare("plain20", "plain56"))
 
 # %% tags=["hide-input"]
 found = [recorded[name].out for name in ("plain20", "plain56") if name in recorded]
-plots.errors({"plain nets on CIFAR-10 (recorded)": found}) if found else None
+if found:
+    display(plots.errors({"plain nets on CIFAR-10 (recorded)": found}))
 
 # %% [markdown]
-# Dashed is the training error, solid the test error. The learning rate falls to a tenth after half of the epochs, and
+# The training error is dashed, the test error solid. The learning rate falls to a tenth after half of the epochs, and
 # again after three quarters.
 #
-# In the paper (Figures 1 and 6) the 56 layers stay above the 20 from beginning to end of 64,000 steps, **in training
-# and in testing**. On ImageNet it is the same with 18 and 34 layers: top-1 error 27.94 % with 18 layers, 28.54 % with
-# 34. The paper calls it the **degradation problem**: make a plain net deeper, and from some depth on it gets worse.
+# In the paper (Figures 1 and 6), 56 layers stay above 20 from the beginning to the end of 64,000 steps, **in training
+# and in testing**. On ImageNet it is the same with 18 and 34 layers: the top-1 error is 27.94 % with 18 layers and
+# 28.54 % with 34. The paper calls it the **degradation problem**: make a plain net deeper, and beyond some depth it
+# gets worse.
 #
-# > **Misreading.** "Plain-18 is worse than plain-34." It is the other way round, and that is the whole point. The
-# > deeper net is the worse one.
+# > **Misreading.** "Plain-18 is worse than plain-34." It is the other way round, and that is the point. The deeper net
+# > is the worse one.
 #
 # ## 4. It is not overfitting
 #
 # "More layers, more parameters, so it overfits." Does it?
 #
-# **Overfitting** means that a net knows its training images too well. Its *training* error goes down with depth, its
-# test error goes up. **Degradation** is something else: the training error itself goes up.
+# **Overfitting** means that a net knows its training images too well. With depth its *training* error goes down, and
+# its test error goes up. **Degradation** is something else: the training error itself goes up.
 
 # %% tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(7, 2.6), sharey=True)
@@ -237,13 +240,14 @@ panels[0].legend(ncols=2, loc="upper left", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# A sketch, not a measurement. In both pictures the deep net's test error is higher. Whoever looks at test errors alone
-# can't tell one from the other. Look at the **training error** first.
+# This is a sketch, not a measurement. In both panels the deep net's test error is higher. If you look at test errors
+# alone, you can't tell one from the other. Look at the **training error** first.
 #
-# The cures differ too. Against overfitting there is more data, augmentation, weight decay, a smaller net. All of these
-# make the training error *higher*. A net that degrades has the opposite trouble: it can't even fit what it is shown.
+# The cures differ too. Against overfitting, there are more data, augmentation, weight decay and smaller nets. All of
+# these make the training error *higher*. A net that degrades has the opposite problem: it can't even fit its training
+# images.
 #
-# **Predict.** Which picture do our two live nets belong to?
+# **Predict.** Which panel do our two live nets belong to?
 
 # %%
 for model in ("plain20", "plain56"):
@@ -254,23 +258,23 @@ for model in ("plain20", "plain56"):
     )
 
 # %% [markdown]
-# To the right one. There is hardly a gap between training and test. Nothing has been overfitted, too little has been
+# The right one. There is hardly any gap between training and test. Nothing has been overfitted; too little has been
 # fitted.
 #
 # ## 5. It is not vanishing gradients
 #
-# "So many layers: the gradient dies on its way." Chapter 5 showed such a net, and what helps: He's initialisation and
-# batch norm. Our plain nets have both. Still, don't believe, measure.
+# "With so many layers, the gradient dies before it arrives." Chapter 5 showed such a net, and what helps: He's
+# initialisation and batch norm. Our plain nets have both. Still, don't believe: measure.
 #
-# `layer_statistics` (which we gave to the training above) sent one batch through each net before the first step and after
-# the last, and wrote down the norm of $\partial L / \partial w$ for each convolution.
+# `layer_statistics` (which we called during the training above) sent one batch through each net before the first step
+# and after the last, and recorded the norm of $\partial L / \partial w$ for each convolution.
 #
-# **Predict.** If gradients vanish in plain-56: in which layers are the norms tiny?
+# **Predict.** If gradients vanish in plain-56, in which layers are the norms tiny?
 
 
 # %%
 def norms(model, moment):
-    """The norm of each layer's gradient, over the number of the layer."""
+    """Layer numbers, and the norm of each layer's gradient."""
     found = list(inside[model][moment]["gradient"].values())
     return range(1, len(found) + 1), found
 
@@ -299,60 +303,61 @@ print(f"a vanishing gradient (chapter 5), times 0.70 per layer: {0.7 ** (len(fou
 
 # %% [markdown]
 # Nothing vanishes. Before training it is the other way round: the *first* layers get the largest gradients. With batch
-# norm a gradient grows a little at each layer on its way back, and over 54 layers a little becomes much. (This is
-# known: Yang et al., "A mean field theory of batch normalization", 2019.) The first steps of training mend that. At the
-# end the norms of plain-56 scatter, but none is lost: compare with the last line.
+# norm, a gradient grows a little at each layer of the backward pass, and over 54 layers a little becomes a lot. (This
+# is known: Yang et al., "A mean field theory of batch normalization", 2019.) The first steps of training correct that.
+# At the end the norms of plain-56 scatter, but none is lost: compare with the last line.
 #
 # The recorded runs hold the same measurement for nets of full width on CIFAR-10:
 
 # %%
 for name in ("plain20", "plain56"):
-    for row in [recorded[name].layers[i] for i in (0, 1, -1)] if name in recorded else ():
+    if name not in recorded:
+        print(f"{name}: not recorded yet")
+        continue
+    for i in (0, 1, -1):
+        row = recorded[name].layers[i]
         found = list(row["gradient"].values())
         print(
             f"{name}, after {row['epoch']:2} epochs: between {min(found):.3f} and {max(found):.3f}, "
             f"first layer {found[0]:.3f}"
         )
-if "plain56" not in recorded:
-    print("plain56   not recorded yet")
 
 # %% [markdown]
-# In plain-56 the first gradients are large here too, and one epoch later they are not any more. (Something does stay:
-# the weights that they moved have become long. `results/README.md` says what that may mean.)
+# In plain-56 the first gradients are large here too, and one epoch later they no longer are. (Something does remain:
+# the weights that they moved have become large. `results/README.md` says what that may mean.)
 #
-# The authors looked as well: "neither forward nor backward signals vanish", they write of their plain nets, and they
-# don't believe that vanishing gradients are the cause (section 4.1). Chapter 5's cures work. They cure another illness.
+# The authors measured as well: "neither forward nor backward signals vanish", they write of their plain nets, and they
+# don't believe that vanishing gradients are the cause (section 4.1). Chapter 5's cures work. They cure a different
+# illness.
 #
 # ## 6. A clue
 #
-# A gradient can be large and yet of little use. It says what is downhill *here*. A step goes a little further than
-# here. If downhill is something else there, the step was for nothing.
+# A gradient can be large and yet of little use. It says which way is downhill *here*. A step leads a little further
+# than here. If downhill is in another direction there, the step was for nothing.
 #
-# We can get a feeling for it. Take 64 images, and the same images with noise of one percent on them, so little that
-# nobody would see it. Send both through a net that is fresh from its initialisation, forward and back. Then compare the
-# twins:
+# We can get a feeling for this. Take 64 images, and the same images with one percent of noise added, so little that
+# nobody would see it. Send both through a freshly initialised net, forward and backward. Then compare the twins:
 #
-# - the maps after each block, by their correlation: 1 if they are the same, 0 if they have nothing to do with each
-#   other;
-# - the gradients of each layer, by the cosine of the angle between them: 1 if both point the same way, 0 if they stand
-#   at right angles.
+# - the maps after each block, by their correlation: 1 if they are the same, 0 if they are unrelated;
+# - the gradients of each layer, by the cosine of the angle between them: 1 if both point the same way, 0 if they are at
+#   right angles.
 #
-# **Predict.** How alike are the twins at the end of plain-56? And their gradients?
+# **Predict.** How similar are the twins at the end of plain-56? And their gradients?
 
 
 # %%
 def twins(model, noise=0.01, images=64):
-    """Images and their noisy copies in a fresh net: likeness of the maps by block, of the gradients by layer."""
+    """Images and their noisy copies in a fresh net: similarity of the maps by block, of the gradients by layer."""
     x = Normalise.channels(data.train_images)(data.train_images[:images])
     copy = x + np.float32(noise) * np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
     net, maps, gradients = mr.build(model, width=recipe["width"]), {}, []
 
-    def note(name, module, output):
+    def collect(name, module, output):
         if isinstance(module, BasicBlock):
             maps.setdefault(name, []).append(output.data - output.data.mean(axis=(0, 1, 2)))
 
     for batch in (x, copy):
-        with nn.forward_hook(net, note):
+        with nn.forward_hook(net, collect):
             loss = mr.cross_entropy(net(mr.Tensor(batch)), data.train_labels[:images])
         net.zero_grad()
         loss.backward()
@@ -364,33 +369,33 @@ def twins(model, noise=0.01, images=64):
     return [cosine(a, b) for a, b in maps.values()], [cosine(a, b) for a, b in zip(*gradients, strict=True)]
 
 
-alike = {model: twins(model) for model in ("plain8", "plain20", "plain56")}
+similarity = {model: twins(model) for model in ("plain8", "plain20", "plain56")}
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(8.5, 3), sharey=True)
-for k, (model, parts) in enumerate(alike.items()):
+for k, (model, parts) in enumerate(similarity.items()):
     for axis, found in zip(axes, parts, strict=True):
-        look = {"marker": plots.MARKERS[k], "markersize": 3.5, "linewidth": 1.2, "color": plots.COLOURS[k]}
-        axis.plot(range(1, len(found) + 1), found, label=model, **look)
-for axis, title, below in zip(axes, ("maps", "gradients"), ("block", "layer"), strict=True):
+        style = {"marker": plots.MARKERS[k], "markersize": 3.5, "linewidth": 1.2, "color": plots.COLOURS[k]}
+        axis.plot(range(1, len(found) + 1), found, label=model, **style)
+for axis, title, unit in zip(axes, ("maps", "gradients"), ("block", "layer"), strict=True):
     axis.axhline(0, color=plots.INK, linewidth=0.8, linestyle=":")
-    axis.set(title=f"likeness of the {title}", xlabel=below)
+    axis.set(title=f"similarity of the {title}", xlabel=unit)
 axes[0].legend()
 plt.show()
-for model, (maps, gradients) in alike.items():
-    print(f"{model:8} maps: {maps[-1]:4.2f} after the last block   gradients: {np.mean(gradients):5.2f} in the mean")
+for model, (maps, gradients) in similarity.items():
+    print(f"{model:8} maps: {maps[-1]:4.2f} after the last block   gradients: {np.mean(gradients):5.2f} on average")
 
 # %% [markdown]
-# In a shallow net the twins stay twins. In plain-56 each layer pulls them a little apart, and in the end pictures that
-# look the same to you look rather different to the net. Their gradients, but for those of the last few layers, have
-# *nothing* to do with each other: not smaller, but pointing anywhere. To such a function neighbours are strangers. (We
-# moved the images here, not the weights. If a step of the weights does the same, what a gradient says is out of date
-# after the smallest step.)
+# In a shallow net the twins stay twins. In plain-56 each layer pulls them a little apart, and in the end images that
+# look the same to you look rather different to the net. Their gradients, except for those of the last few layers, have
+# *nothing* to do with each other: they are not smaller, but they point anywhere. To such a function, neighbours are
+# strangers. (We moved the images here, not the weights. If a step of the weights does the same, then a gradient is out
+# of date after the smallest step.)
 #
-# > **Aside.** Balduzzi et al. found this: with depth, gradients come to look like white noise ("The shattered gradients
-# > problem: if resnets are the answer, then what is the question?", 2017). It is a clue, not a proof, and it is about
-# > nets before training. The paper that this course follows leaves the reason open; it guesses that deep plain nets
-# > learn exponentially slowly. Come back to this picture in chapter 7.
+# > **Aside.** Balduzzi et al. found this: with depth, gradients look more and more like white noise ("The shattered
+# > gradients problem: if resnets are the answer, then what is the question?", 2017). It is a clue, not a proof, and it
+# > is about nets before training. The paper that this course follows leaves the reason open; it conjectures that deep
+# > plain nets learn exponentially slowly. We come back to this plot in chapter 7.
 #
 # ## 7. A solution that is known to exist
 #
@@ -399,34 +404,36 @@ for model, (maps, gradients) in alike.items():
 # There are. Here is the most beautiful argument of the paper, and it takes three lines.
 #
 # 1. Take a trained shallow net.
-# 2. Put more layers in that do nothing: what comes in goes out.
-# 3. The result is a deep net with the very same error.
+# 2. Insert more layers that do nothing: what goes in comes out.
+# 3. The result is a deep net with exactly the same error.
 #
-# So the best deep net is at least as good as the shallow one. No guess, a construction. Let us carry it out.
+# So the best deep net is at least as good as the shallow one. This is not a guess but a construction. Let us carry it
+# out.
 #
-# **A convolution that does nothing.** A 1 in the middle of the kernel, from each channel to itself, all else 0.
+# **A convolution that does nothing.** A 1 in the middle of the kernel, from each channel to itself; everything else is
+# 0.
 
 # %%
 image = np.array([[0, 1, 2, 0], [5, 0, 3, 1], [0, 4, 9, 2], [1, 0, 2, 7]], np.float32)
 kernel = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
-out = conv2d(mr.Tensor(image[None, :, :, None]), mr.Tensor(kernel[:, :, None, None]), padding=1)
+out = mr.conv2d(mr.Tensor(image[None, :, :, None]), mr.Tensor(kernel[:, :, None, None]), padding=1)
 drawings.numbers({"x": image, "kernel": kernel, "conv2d(x)": out.data[0, :, :, 0]})
 
 # %% [markdown]
-# **A ReLU that does nothing.** That is easy here: what comes in is the output of an earlier ReLU. It is 0 or more, and
-# ReLU leaves it as it is.
+# **A ReLU that does nothing.** That is easy here: its input is the output of an earlier ReLU. It is 0 or more, and ReLU
+# leaves it as it is.
 #
-# **A batch norm that does nothing.** It takes mean and deviation away, and $\gamma$ and $\beta$ may give them back:
+# **A batch norm that does nothing.** It removes mean and deviation, and $\gamma$ and $\beta$ can put them back:
 #
 # $$ y = \gamma\,\frac{x - \mu}{\sqrt{v + \varepsilon}} + \beta = x
 # \qquad\text{if}\qquad \gamma = \sqrt{v + \varepsilon}, \quad \beta = \mu . $$
 #
-# $\mu$ and $v$ are what this channel has on the training images; they become the running statistics too. So in
-# evaluation mode the new layer does nothing. In training mode it uses the batch's own mean and variance, which differ a
-# little from these: there it does *nearly* nothing. (In exercises 6.4 and 6.5 you write both.)
+# $\mu$ and $v$ are the mean and variance of this channel on the training images; they become the running statistics
+# too. So in evaluation mode the new layer does nothing. In training mode it uses the batch's own mean and variance,
+# which differ a little from these: there it does *almost* nothing. (In exercises 6.4 and 6.5 you write both.)
 #
-# `insert_identity_layers` does it for a whole net. It takes the trained plain-20 from above and puts 18 blocks of such layers in, six
-# at the end of each stage. What comes out is a plain-56.
+# `insert_identity_layers` does it for an entire net. It takes the trained plain-20 from above and inserts 18 blocks of
+# such layers, six at the end of each stage. The result is a plain-56.
 #
 # **Predict.** What is the test loss of the deepened net, before any training?
 
@@ -434,19 +441,19 @@ drawings.numbers({"x": image, "kernel": kernel, "conv2d(x)": out.data[0, :, :, 0
 made = {}
 
 
-def go_on(model, lr):
-    """One more epoch of training that begins with the trained plain-20, deepened where the net is deeper."""
+def one_more_epoch(model, lr):
+    """Train a net for one epoch, starting from the trained plain-20, with identity layers where the net is deeper."""
 
     def watch(run):
-        if run.at.step == 0:
+        if run.progress.step == 0:
             made[model] = insert_identity_layers(run, folder / "plain20")
 
-    config = Config(model=model, epochs=1, lr=lr, schedule="cosine", **recipe)
-    return fit(config, folder / f"{model}-from-plain20-{lr}", dataset=data, watch=watch)[-1]
+    config = mr.Config(model=model, epochs=1, lr=lr, schedule="cosine", **recipe)
+    return mr.fit(config, folder / f"{model}-from-plain20-{lr}", dataset=data, watch=watch)[-1]
 
 
 print("the trained plain20 and the deepened plain56, one more epoch each, with a low rate:")
-gentle = {model: go_on(model, 0.01) for model in ("plain20", "plain56")}
+gentle = {model: one_more_epoch(model, 0.01) for model in ("plain20", "plain56")}
 
 # %%
 figures = made["plain56"]
@@ -455,7 +462,7 @@ print(
     f"accuracy {100 * figures['before_test_acc']:.1f} %"
 )
 print(
-    f"plain-56, made of it:         test loss {figures['after_test_loss']:.4f}, "
+    f"plain-56, made from it:       test loss {figures['after_test_loss']:.4f}, "
     f"accuracy {100 * figures['after_test_acc']:.1f} %"
 )
 print(f"largest difference of two outputs: {figures['largest_difference']:.0e}")
@@ -465,21 +472,21 @@ print(
 )
 
 # %% [markdown]
-# The same net, but for rounding, with 36 layers more. So good weights for plain-56 *exist*, and we hold them in our
+# The same net, up to rounding, with 36 more layers. So good weights for plain-56 *exist*, and we hold them in our
 # hands. Training from scratch, with the same images and the same recipe, did not find them, nor anything as good.
 #
-# That is the argument. The trouble with deep plain nets is not what they can express. It is not too many parameters,
+# That is the argument. The problem with deep plain nets is not what they can express. It is not too many parameters,
 # nor vanished gradients. It is **optimisation**: the solver can't find what is there.
 #
-# ## 8. How firm is that solution?
+# ## 8. How stable is that solution?
 #
-# One more question. We put plain-56 where it ought to be. With a low learning rate (0.01) its training loss stayed near
-# that of plain-20, and its test accuracy fell a little: see the two lines above. And with a normal rate, 0.1?
+# One more question. We put plain-56 where it should be. With a low learning rate (0.01) its training loss stayed near
+# that of plain-20, and its test accuracy fell a little: see the two lines above. What about a normal rate, 0.1?
 #
-# **Predict.** Both nets begin at the same loss. Which one is thrown back further?
+# **Predict.** Both nets start at the same loss. Which one is thrown back further?
 
 # %%
-rough = {model: go_on(model, 0.1) for model in ("plain20", "plain56")}
+rough = {model: one_more_epoch(model, 0.1) for model in ("plain20", "plain56")}
 print()
 print("training loss over the epoch   rate 0.01   rate 0.1")
 for model in ("plain20", "plain56"):
@@ -487,32 +494,33 @@ for model in ("plain20", "plain56"):
 print(f"before: {rows['plain20'][-1]['train_loss']:.2f}, over the last epoch of plain-20's own training")
 
 # %% [markdown]
-# The large rate shakes both. The shallow net shrugs it off sooner. One reason lies near: in the deep one 36 layers must
-# *stay* the identity. Each of them is one only as long as all of its weights keep their balance, and every step
+# The large rate shakes both. The shallow net recovers sooner. One reason is easy to see: in the deep one, 36 layers
+# must *stay* the identity. Each of them does so only as long as all of its weights keep their balance, and every step
 # disturbs all of them at once. Doing nothing is hard work for a plain layer.
 #
-# The same experiment with nets of full width on CIFAR-10, three more epochs after a plain-20 that was trained for ten:
+# The same experiment with nets of full width on CIFAR-10: three more epochs, starting from a plain-20 that was trained
+# for ten.
 
 # %%
 Markdown(tables.construction(results) or "Not recorded yet. `python -m minires reproduce construction` runs it.")
 
 # %% [markdown]
 # At the low rate the deep net is thrown back, and three epochs bring it nearly to where it was. At 0.1 it loses nearly
-# all that it had: after three epochs it stands not far from the net that began from scratch. The shallow net, at the
-# same rate, ends better than before. So the solver does not only fail to *find* the solution; at this rate it can't
+# everything it had: after three epochs it is not far from the net that was trained from scratch. The shallow net, at
+# the same rate, ends better than before. So the solver not only fails to *find* the solution; at this rate it can't
 # even *stay* there.
 #
-# Keep that sentence in mind: *doing nothing is hard work for a plain layer*. If the layers that a deep net has too
-# many should do nothing, and they find just that hard, then the cure is to make doing nothing **easy**. That is
-# chapter 7, and it is one plus sign.
+# Keep that sentence in mind: *doing nothing is hard work for a plain layer*. If a deep net has more layers than it
+# needs, the extra ones should do nothing, and that is exactly what they find hard. Then the cure is to make doing
+# nothing **easy**. That is chapter 7, and it is one plus sign.
 #
 # ## Summary
 #
 # - A plain net of depth $6n + 2$: a convolution, three stages of $n$ blocks of two convolutions, a linear layer.
-# - **Degradation**: from some depth on, a deeper plain net has a higher *training* error.
+# - **Degradation**: beyond some depth, a deeper plain net has a higher *training* error.
 # - It is not overfitting: that would lower the training error.
-# - It is not vanishing gradients: with He's initialisation and batch norm no layer goes without. We measured it.
-# - It is not a lack of good weights: a trained shallow net and identity layers make a deep net with the same error.
+# - It is not vanishing gradients: with He's initialisation and batch norm every layer gets one. We measured it.
+# - It is not a lack of good weights: a trained shallow net plus identity layers is a deep net with the same error.
 # - What remains is optimisation. In a fresh deep plain net even near twins have unrelated gradients, and the identity
 #   is a solution that plain layers neither find nor easily keep.
 #
@@ -521,24 +529,25 @@ Markdown(tables.construction(results) or "Not recorded yet. `python -m minires r
 # - Looking at the test error alone, and calling everything overfitting.
 # - Comparing nets of different depth with different recipes, or different numbers of steps.
 # - Saying "vanishing gradients" without having measured one. It takes five lines (exercise 6.3).
-# - Reading the norm of a gradient and forgetting that old gradients had not been cleared.
-# - Stride 2 in every convolution of a stage. Only the first of the second and of the third stage has it.
+# - Measuring the norm of a gradient without clearing the old gradients first.
+# - Stride 2 in every convolution of a stage. Only the first one of the second and third stage has it.
 # - Concluding from a few hundred steps of a tiny net what happens after 64,000 steps of a real one.
-# - In the construction: $\gamma = 1$, $\beta = 0$ for the new norms. That normalises, it doesn't leave alone.
+# - In the construction: $\gamma = 1$, $\beta = 0$ for the new norms. They then normalise, instead of doing nothing.
 #
 # ## Three questions
 #
 # <details><summary>1. Net A: training error 2 %, test error 9 %. Net B, deeper: training error 5 %, test error 8 %.
-# What do you say of B?</summary>
+# What do you say about B?</summary>
 #
-# Its training error is higher: by the words of this chapter that is degradation, although its test error is lower. (B
-# may still be the better net to use. One would ask whether both were trained long enough, and with the same recipe.)
+# Its training error is higher: by this chapter's definition that is degradation, although its test error is lower. (B
+# may still be the better net to use. You would ask whether both were trained long enough, and with the same recipe.)
 #
 # </details>
 #
-# <details><summary>2. Why is the identity put in behind a ReLU, and what would go wrong right behind a norm?</summary>
+# <details><summary>2. Why are the identity layers inserted after a ReLU, and what would go wrong right after a
+# norm?</summary>
 #
-# The new layers end in a ReLU. Behind an old ReLU nothing is below zero, so theirs changes nothing. Right behind a norm
+# The new layers end in a ReLU. After an old ReLU nothing is below zero, so theirs changes nothing. Right after a norm
 # about half of the numbers are negative, and the new ReLU would cut them off.
 #
 # </details>
@@ -546,9 +555,9 @@ Markdown(tables.construction(results) or "Not recorded yet. `python -m minires r
 # <details><summary>3. Somebody shows that a plain net of 56 layers reaches a low training error after ten times as many
 # steps. Does that contradict this chapter?</summary>
 #
-# No. Degradation says that *with the same effort* the deeper net ends higher, though a solution at least as good
-# exists. That it can be found with more effort would fit the paper's guess: that deep plain nets converge, but very
-# slowly. (Three times as many steps were not enough there: the authors tried, and degradation remained.)
+# No. Degradation says that *with the same effort* the deeper net ends with a higher error, although a solution at least
+# as good exists. That it can be found with more effort would fit the paper's conjecture that deep plain nets converge,
+# but very slowly. (Three times as many steps were not enough there: the authors tried, and degradation remained.)
 #
 # </details>
 #
@@ -556,6 +565,18 @@ Markdown(tables.construction(results) or "Not recorded yet. `python -m minires r
 #
 # Open `chapters/exercises/ch06_plain.py` in an editor, fill in a function, save, and run its cell here (or, in a
 # terminal, `pytest -m ex6_1` or `python -m minires check 6.1`). Stuck? `hint("6.1")`, then `hint("6.1", 2)`.
+#
+# <!-- exercises -->
+#
+# | exercise | what it does | level | lines |
+# | --- | --- | --- | --- |
+# | 6.1 `plain_layers` | the convolutions of a plain net | 2 | about 11 |
+# | 6.2 `verdict` | overfitting, degradation, or neither | 1 | about 5 |
+# | 6.3 `gradient_norms` | how much gradient arrives in each layer | 2 | about 4 |
+# | 6.4 `identity_kernel` | a convolution that changes nothing | 2 | about 3 |
+# | 6.5 `identity_norm` | a batch norm that changes nothing | 2 | about 5 |
+#
+# <!-- end -->
 
 # %%
 from minires.course.exercises import check, hint
@@ -580,10 +601,10 @@ hint("6.1")
 # %% [markdown]
 # ## Read on
 #
-# - `minires/resnet.py`: `BasicBlock` with `option=None` is the plain block, `_cifar_blocks` the rule $6n + 2$.
+# - `minires/resnet.py`: `BasicBlock` with `shortcut=None` is the plain block, `_cifar_blocks` the rule $6n + 2$.
 #   `minires/paper/experiments.py`: `layer_statistics` and `insert_identity_layers`, which you have used.
-# - `results/README.md` has all recorded runs; the commands there run them again.
+# - `results/README.md` has all recorded runs, and the commands that repeat them.
 # - **Chapter 7, Learn the difference**: one plus sign.
 # - K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016: read sections 1 and 3.1
-#   now. K. He and J. Sun, "Convolutional neural networks at constrained time cost", CVPR 2015, is where the authors met
-#   degradation first.
+#   now. K. He and J. Sun, "Convolutional neural networks at constrained time cost", CVPR 2015, is where the authors
+#   first met degradation.
