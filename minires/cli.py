@@ -6,10 +6,14 @@ import io
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+
+from minires.training.config import PAPER_STEPS, RECIPES, Config
 
 app = typer.Typer(
     help="minires: deep residual learning, built from the ground up. Begin with: python -m minires train",
@@ -18,91 +22,163 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-UsageError: Any = typer.BadParameter.__base__  # an unknown command or option, or a value of the wrong kind
+data_app = typer.Typer(help="Download CIFAR-10, or look at a data set.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+UsageError: Any = typer.BadParameter.__base__  # an unknown command or option, or a value of the wrong type
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. Errors are told in one line on stderr, with status 2; Ctrl-C ends with status 130."""
+    """Run a command. Errors are one line on stderr, with status 2; Ctrl-C ends with status 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a report quotes answers, in whatever alphabet
     try:
-        status = app((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
-        if status == 130:  # typer keeps Ctrl-C to itself and returns this
+        arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        status = app(arguments, "python -m minires", standalone_mode=False)
+        if status == 130:  # typer handles Ctrl-C itself and returns this
             raise KeyboardInterrupt
     except UsageError as error:
-        sys.exit(fail(f"{error.format_message()} See: python -m minires --help"))
+        command = error.ctx.command_path if error.ctx else "python -m minires"
+        sys.exit(print_error(f"{error.format_message().rstrip('.')}. See: {command} --help"))
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        sys.exit(fail(str(error) or type(error).__name__))
+        sys.exit(print_error(str(error) or type(error).__name__))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(fail("stopped", 130))
+        sys.exit(print_error("stopped", 130))
 
 
-def fail(message: str, status: int = 2) -> int:
+def print_error(message: str, status: int = 2) -> int:
+    """Print a one-line message to stderr. Returns the exit status."""
     print("minires:", " ".join(message.split()), file=sys.stderr)
     return status
 
 
-def option(help: str) -> typer.models.OptionInfo:
-    """A command's option whose default the help text tells."""
+def opt(help: str) -> Any:
+    """An option whose default is in its help text."""
     return typer.Option(help=help, show_default=False)
 
 
-def usable(device: str | None) -> str | None:
-    """A device that can't be used is told before anything starts."""
+def default_of(name: str) -> str:
+    """The default of a setting in brackets, for help texts; for each recipe if recipes differ."""
+    defaults = {recipe: getattr(Config.from_recipe(recipe), name) for recipe in RECIPES}
+    if len(set(defaults.values())) == 1:
+        return f"[{defaults['fast']}]"
+    return f"[{', '.join(f'{recipe}: {value}' for recipe, value in defaults.items() if value is not None)}]"
+
+
+def check_device(device: str | None) -> None:
+    """Raise an error now, before anything starts, if `device` can't be used."""
     from minires.backend import to_device
 
     if device:
         to_device(0, device)
-    return device
 
 
-def given(**options: Any) -> dict[str, Any]:
+def only_given(**options: Any) -> dict[str, Any]:
     """The options that the user wrote."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-NAMES = {"test": "test", "val": "validation"}
+SETTING_TYPES = get_type_hints(Config)
+PARSERS: dict[Any, Callable[[str], Any]] = {  # in the order in which they are tried
+    NoneType: {"none": None}.__getitem__,
+    bool: {"true": True, "false": False}.__getitem__,
+    int: int,
+    float: float,
+    str: str,
+}
+TYPE_NAMES = {NoneType: "none", bool: "true or false", int: "an integer", float: "a number", str: "text"}
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """("momentum", 0.8) from "momentum=0.8", the value of the type that Config declares."""
+    name, equals, value = text.partition("=")
+    if not equals or name not in SETTING_TYPES:
+        raise ValueError(f"--set: expected NAME=VALUE with NAME one of {', '.join(SETTING_TYPES)}, got {text!r}")
+    types = sorted(get_args(SETTING_TYPES[name]) or [SETTING_TYPES[name]], key=list(PARSERS).index)
+    for type_ in types:
+        try:
+            return name, PARSERS[type_](value if type_ is str else value.lower())
+        except (KeyError, ValueError):
+            continue
+    raise ValueError(f"--set {name}: expected {' or '.join(TYPE_NAMES[type_] for type_ in types)}, got {value!r}")
+
+
 MODEL = "plainN or resnetN with N = 6n + 2 layers, bottleneckN with N = 9n + 2, or an ImageNet net such as resnet50."
-DataDir = Annotated[Path | None, option("Where CIFAR-10 lies, unpacked or not. [MINIRES_DATA, else data/]")]
-DEVICES = "cpu, gpu, or strict: a pretend GPU. [cpu]"
-Device = Annotated[str | None, typer.Option(help=DEVICES, show_default=False, callback=usable)]
-Threads = Annotated[int | None, option("CPU threads. [one a core]")]
+CHANGEABLE = ("data_dir", "device", "threads", "checkpoint_minutes")  # when a run is resumed
+TEST_SETS = {"test": "test", "val": "validation"}
+
+DataDir = Annotated[Path | None, opt("Folder with CIFAR-10, unpacked or not. [MINIRES_DATA, else data/]")]
+Device = Annotated[str | None, opt(f"cpu, gpu, or strict: a pretend GPU. {default_of('device')}")]
+Threads = Annotated[int | None, opt("CPU threads. [one per core]")]
 
 
 @app.command()
 def train(
-    model: Annotated[str | None, typer.Argument(help=MODEL + " [resnet20]", show_default=False)] = None,
-    data: Annotated[str | None, option("cifar10, shapes10, or auto: CIFAR-10 if it is found. [auto]")] = None,
+    model: Annotated[str | None, typer.Argument(help=f"{MODEL} {default_of('model')}", show_default=False)] = None,
+    data: Annotated[
+        str | None, opt(f"cifar10, shapes10, or auto: CIFAR-10 if it is found. {default_of('data')}")
+    ] = None,
     data_dir: DataDir = None,
     val: Annotated[bool, typer.Option("--val", help="Test on a held-out tenth of the training set.")] = False,
-    recipe: Annotated[str | None, option("fast: few epochs. paper: the paper's 64,000 steps. [fast]")] = None,
-    epochs: Annotated[int | None, option("Passes over the training images. [the recipe's]")] = None,
-    batch_size: Annotated[int | None, option("Images a step. [128]")] = None,
-    lr: Annotated[float | None, option("The highest learning rate. [the recipe's]")] = None,
-    seed: Annotated[int | None, option("Same seed, same run. [0]")] = None,
+    recipe: Annotated[
+        str | None, opt(f"fast: few epochs. paper: the paper's {PAPER_STEPS:,} steps. [{Config.recipe}]")
+    ] = None,
+    epochs: Annotated[int | None, opt(f"Passes over the training images. {default_of('epochs')}")] = None,
+    batch_size: Annotated[int | None, opt(f"Images per step. {default_of('batch_size')}")] = None,
+    lr: Annotated[float | None, opt(f"Peak learning rate. {default_of('lr')}")] = None,
+    shortcut: Annotated[str | None, opt(f"Shortcuts of the paper: A, B or C. {default_of('shortcut')}")] = None,
+    width: Annotated[int | None, opt(f"Channels of a CIFAR net's first stage. {default_of('width')}")] = None,
+    seed: Annotated[int | None, opt(f"Same seed, same run. {default_of('seed')}")] = None,
     device: Device = None,
     threads: Threads = None,
-    out: Annotated[Path | None, option("The run's folder, new or empty. [runs/MODEL-DATA-TIME]")] = None,
-    resume: Annotated[Path | None, option("Go on with the run in this folder, with its settings.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help=f"Any setting, repeatable: {', '.join(SETTING_TYPES)}."),
+    ] = None,
+    out: Annotated[Path | None, opt("The run's folder, new or empty. [runs/MODEL-DATA-TIME]")] = None,
+    resume: Annotated[Path | None, opt("Resume the run in this folder, with its settings.")] = None,
 ) -> None:
-    """Train a net; figures, curves and weights go to a folder."""
-    from minires.training.loop import Config, fit, open_data, read_config
+    """Train a net; figures, curves and weights are written to a folder."""
+    from minires.training.config import open_data, read_config
+    from minires.training.loop import fit
 
-    run = given(
-        model=model, data=data, val=val or None, recipe=recipe, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+    chosen = only_given(
+        model=model,
+        data=data,
+        data_dir=data_dir and str(data_dir.absolute()),
+        val=val or None,
+        recipe=recipe,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        shortcut=shortcut,
+        width=width,
+        seed=seed,
+        device=device,
+        threads=threads,
     )
-    here = given(data_dir=data_dir and str(data_dir.absolute()), device=device, threads=threads)
-    if resume and (run or out):
-        names = [f"--{name.replace('_', '-')}" for name in [*run, *(["out"] if out else [])]]
-        raise ValueError(f"--resume takes the run's own settings; leave out {', '.join(names)}")
-    config = read_config(resume, **here) if resume else Config.from_recipe(**run, **here)
+    for name, value in map(parse_setting, settings or []):
+        if name in chosen:
+            raise ValueError(f"{name}: expected one value, got {chosen[name]} and {value}")
+        chosen[name] = value
+    if resume:
+        refused = [name for name in [*chosen, *(["out"] if out else [])] if name not in CHANGEABLE]
+        if refused:
+            raise ValueError(
+                f"--resume: expected only {', '.join(CHANGEABLE)}, got {', '.join(refused)}; a run keeps its settings"
+            )
+        config = read_config(resume, **chosen)
+    else:
+        config = Config.from_recipe(**chosen)
+    check_device(config.device)
     dataset = open_data(config.data, config.data_dir)
     if config.data == "auto" and dataset.name == "shapes10":
-        print("CIFAR-10 not found, so this trains on Shapes-10; to fetch it: python -m minires data cifar10")
+        print("CIFAR-10 not found, so this trains on Shapes-10; to download it: python -m minires data fetch")
     folder = resume or out or Path("runs", f"{config.model}-{dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     print(f"{config.model} on {dataset.name}, run folder {folder}", flush=True)
     try:
         rows = fit(config, folder, bool(resume), dataset)
     except KeyboardInterrupt:
-        sys.exit(fail(f"stopped; go on with: python -m minires train --resume {folder}", 130))
+        sys.exit(print_error(f"stopped; resume with: python -m minires train --resume {folder}", 130))
 
     from minires.plots import curves
 
@@ -111,12 +187,12 @@ def train(
 
 
 def final_table(row: dict[str, float], folder: Path) -> str:
-    """What came out of a run, from its last epoch's figures."""
-    other = "val" if "val_acc" in row else "test"
+    """The result of a run, from the figures of its last epoch."""
+    test = "val" if "val_acc" in row else "test"
     lines = [
         f"{'':14}{'loss':>8}{'accuracy':>10}",
         f"{'training':14}{row['train_loss']:8.4f}{row['train_acc']:10.2%}",
-        f"{NAMES[other]:14}{row[f'{other}_loss']:8.4f}{row[f'{other}_acc']:10.2%}",
+        f"{TEST_SETS[test]:14}{row[f'{test}_loss']:8.4f}{row[f'{test}_acc']:10.2%}",
         f"after epoch {row['epoch']}, step {row['step']:,}, {row['seconds'] / 60:.1f} minutes; see {folder}",
     ]
     return "\n".join(lines)
@@ -130,9 +206,12 @@ def evaluate_run(
     threads: Threads = None,
 ) -> None:
     """Test a trained net on the test set."""
-    from minires.backend import set_num_threads
-    from minires.training.loop import evaluate, load_run, open_data, read_config
+    from minires.parallel import set_num_threads
+    from minires.training.config import open_data, read_config
+    from minires.training.loop import evaluate
+    from minires.training.run import load_run
 
+    check_device(device)
     if threads is not None:
         set_num_threads(threads)
     net, normalise, info = load_run(run)
@@ -144,76 +223,80 @@ def evaluate_run(
     )
 
 
-@app.command()
-def predict(
+@app.command("predict")
+def predict_images(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, PNG or JPEG.")],
-    plot: Annotated[Path | None, option("Draw images and probabilities into this file.")] = None,
+    images: Annotated[list[Path], typer.Argument(help="Images, PNG or JPEG.")],
+    plot: Annotated[Path | None, opt("Draw images and probabilities into this file.")] = None,
     device: Device = None,
 ) -> None:
-    """The five most probable classes of each picture."""
-    from minires.training import predict
+    """The five most probable classes of each image."""
+    from minires.training.predict import predict, read_image
 
+    check_device(device)
     if plot and plot.resolve() in [path.resolve() for path in images]:
-        raise ValueError(f"--plot would write over the picture {plot}; name another file")
-    seen = [predict.read_image(path) for path in images]
-    found = predict.predict(run, seen, device=device or "cpu")
-    for path, classes in zip(images, found, strict=True):
+        raise ValueError(f"--plot: expected a new file, got the image {plot}; it would be overwritten")
+    pixels = [read_image(path) for path in images]
+    predictions = predict(run, pixels, device=device or "cpu")
+    for path, classes in zip(images, predictions, strict=True):
         print(path, *(f"  {name:12} {p:6.1%}" for name, p in classes), sep="\n")
     if plot:
         from minires.plots import prediction
 
-        prediction(seen, [path.name for path in images], found, plot)
+        prediction(pixels, [path.name for path in images], predictions, plot)
 
 
-@app.command()
-def summary(
+@app.command("summary")
+def print_summary(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
-    plot: Annotated[Path | None, option("Draw the net's blocks into this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    plot: Annotated[Path | None, opt("Draw the net's blocks into this file.")] = None,
 ) -> None:
-    """A net's layers: shapes, parameters, multiply-adds, for a picture of 224x224 (ImageNet nets) or 32x32 pixels."""
+    """A net's layers: shapes, parameters, multiply-adds, for images of 224x224 (ImageNet nets) or 32x32 pixels."""
     from minires.resnet import IMAGENET, build
     from minires.summary import summarise
 
     net = build(model)
     size = 224 if model.removeprefix("pre") in IMAGENET else 32
-    found = summarise(net, (size, size, 3))
-    print(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
+    summary = summarise(net, (size, size, 3))
+    print(json.dumps(summary.to_dict(), indent=2) if as_json else summary.table())
     if plot:
         from minires.course.drawings import blocks
 
         blocks(net, plot)
 
 
-@app.command()
-def data(
-    name: Annotated[str, typer.Argument(help="cifar10: fetch it. shapes10: draw some.")] = "cifar10",
-    data_dir: Annotated[Path | None, option("Folder for the download. [MINIRES_DATA, else data/]")] = None,
-    sheet: Annotated[Path | None, option("Draw a contact sheet into this file. [shapes10.png]")] = None,
+@data_app.command()
+def fetch(
+    data_dir: Annotated[Path | None, opt("Folder for the download. [MINIRES_DATA, else data/]")] = None,
 ) -> None:
-    """Download CIFAR-10, or look at the data."""
-    from minires.data import download_cifar10, find_cifar10, data_root
-    from minires.training.loop import open_data
+    """Download CIFAR-10 (170 MB), unless it is already there."""
+    from minires.data import data_root, download_cifar10, find_cifar10
 
-    if name == "cifar10":
-        place = find_cifar10(data_dir) or download_cifar10(data_root(data_dir))
-        print(f"CIFAR-10 is in {place}")
-    elif name == "shapes10":
-        sheet = sheet or Path("shapes10.png")
-    else:
-        raise ValueError(f"data: expected cifar10 or shapes10, got {name!r}")
-    if sheet:
-        from minires.plots import contact_sheet
+    print(f"CIFAR-10 is in {find_cifar10(data_dir) or download_cifar10(data_root(data_dir))}")
 
-        contact_sheet(open_data(name, data_dir), sheet)
-        print(f"contact sheet: {sheet}")
+
+@data_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="cifar10 or shapes10.")],
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, opt("The image file. [NAME.png]")] = None,
+) -> None:
+    """Draw a contact sheet: some images of each class."""
+    from minires.plots import contact_sheet
+    from minires.training.config import open_data
+
+    if name not in ("cifar10", "shapes10"):
+        raise ValueError(f"data show: expected cifar10 or shapes10, got {name!r}")
+    out = out or Path(f"{name}.png")
+    contact_sheet(open_data(name, data_dir), out)
+    print(out)
 
 
 @app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path | None, option("The picture. [RUN/curves.png; of several runs, curves.png]")] = None,
+    out: Annotated[Path | None, opt("The image file. [RUN/curves.png; of several runs, curves.png]")] = None,
 ) -> None:
     """Draw the training curves of one or several runs."""
     from minires.plots import curves
@@ -227,15 +310,15 @@ def plot(
 def bench(
     model: Annotated[str, typer.Argument(help="resnetN or bottleneckN for CIFAR-10.")] = "resnet20",
     threads: Threads = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each takes its turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contestant.")] = 5,
 ) -> None:
-    """Time a training step on this machine, beside PyTorch's where it is installed."""
-    from minires import backend
-    from minires.devices.bench import report
+    """Time a training step on this machine, next to PyTorch's if it is installed."""
+    from minires.devices.bench import compare
+    from minires.parallel import get_num_threads
     from minires.resnet import build
 
-    build(model)  # an unknown name is told before anything starts
-    print(report(model, threads or backend.get_num_threads(), rounds))
+    build(model)  # an unknown name is an error before anything starts
+    print(compare(model, threads or get_num_threads(), rounds))
 
 
 @app.command()
@@ -245,10 +328,10 @@ def doctor(
     ] = False,
 ) -> None:
     """What this machine has: processor, threads, memory, data sets, GPU."""
-    from minires.devices.doctor import report, selftest
+    from minires.devices.doctor import describe_machine, selftest
 
     if not gpu_selftest:
-        print(report())
+        print(describe_machine())
         return
     passed, text = selftest()
     print(text)
@@ -258,54 +341,55 @@ def doctor(
 
 @app.command()
 def check(
-    what: Annotated[list[str] | None, typer.Argument(help="An exercise, as 4.2; none for a table of all.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Grade files and folders that were handed in.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="With --all: a line for each exercise, as CSV.")] = False,
-    seconds: Annotated[float, typer.Option(help="With --all: time limit for each file.")] = 60,
+    exercise: Annotated[str | None, typer.Argument(help="Its number, as 4.2; without it, a table of all.")] = None,
 ) -> None:
-    """Is your answer to an exercise right? With --all, grade the answers of a class."""
-    from minires.course import exercises
-    from minires.course import grading
+    """Is your answer to an exercise right?"""
+    from minires.course.exercises import overview, report
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a report quotes answers, in whatever alphabet
-    if every:
-        grades = grading.grade_all(map(Path, what or []), seconds)
-        print(grading.as_csv(grades) if as_csv else grading.as_table(grades), end="")
-    elif as_csv or len(what or []) > 1:
-        raise ValueError("check: expected one exercise, or --all with files and folders; --csv goes with --all")
-    elif what:
-        found = exercises.report(what[0])
-        print(found.text)
-        sys.exit(0 if found.status == "solved" else 1)
-    else:
-        print(exercises.overview())
+    if exercise is None:
+        print(overview())
+        return
+    result = report(exercise)
+    print(result.text)
+    sys.exit(0 if result.status == "solved" else 1)
 
 
 @app.command()
-def hint(
+def grade(
+    files: Annotated[list[Path], typer.Argument(help="Files and folders that were handed in.")],
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one line per exercise.")] = False,
+    seconds: Annotated[float, typer.Option(help="Time limit for each file.")] = 60,
+) -> None:
+    """Grade the answers of a class."""
+    from minires.course.grading import as_csv, as_table, grade_all
+
+    grades = grade_all(files, seconds)
+    print(as_csv(grades) if csv else as_table(grades), end="")
+
+
+@app.command("hint")
+def print_hint(
     exercise: Annotated[str, typer.Argument(help="Its number, as 4.2.")],
-    stage: Annotated[int, typer.Option(help="1 tells an idea, the last nearly the code.")] = 1,
+    stage: Annotated[int, typer.Argument(help="1 is an idea, the last is nearly the code.")] = 1,
 ) -> None:
     """A hint for an exercise."""
-    from minires.course import exercises
+    from minires.course.exercises import hint
 
-    exercises.hint(exercise, stage)
+    hint(exercise, stage)
 
 
-@app.command()
-def reproduce(
+@app.command("reproduce")
+def reproduce_paper(
     name: Annotated[str, typer.Argument(help="An experiment, one run of it (fast/resnet20), or all.")] = "all",
-    budget: Annotated[float | None, option("Stop, with a checkpoint, after so many hours. [no limit]")] = None,
+    budget: Annotated[float | None, opt("Stop, with a checkpoint, after this many hours. [no limit]")] = None,
     data_dir: DataDir = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
-    tables: Annotated[bool, typer.Option("--tables", help="Only make tables and figures anew.")] = False,
+    tables: Annotated[bool, typer.Option("--tables", help="Only rebuild tables and figures.")] = False,
 ) -> None:
-    """Run the paper's experiments on CIFAR-10 or go on with them, then make their tables and figures anew."""
+    """Run or resume the paper's experiments on CIFAR-10, then rebuild their tables and figures."""
     from minires.paper.experiments import reproduce
-
-    if not tables and not reproduce(name, out, data_dir, float("inf") if budget is None else budget):
-        print(f"the budget of {budget:g} hours is spent; the same command goes on")
     from minires.paper.tables import rebuild
 
-    print("made anew:", *rebuild(out))
+    if not tables and not reproduce(name, out, data_dir, float("inf") if budget is None else budget):
+        print(f"the time budget of {budget:g} hours is used up; run the same command to continue")
+    print("rebuilt:", *rebuild(out))
