@@ -399,10 +399,10 @@ def test_a_master_with_wrong_markers_is_refused(text, says):
 # ---- a student in a checkout
 
 
-def a_checkout(tmp_path, monkeypatch, solved=False):
-    """A copy of the chapters' exercises around the working directory; only what a test needs of a teacher's copy."""
+def a_checkout(tmp_path, monkeypatch, solved=False, folders=("checks", "exercises")):
+    """A copy of the chapters' exercises around the working directory, by default as a student has it."""
     chapters = tmp_path / "chapters"
-    for folder in ("checks", "exercises", "src", "teacher/masters"):
+    for folder in folders:
         shutil.copytree(CHAPTERS / folder, chapters / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for path in MASTERS.glob("ch*.py"):
         text = exercises.read(path)
@@ -518,7 +518,7 @@ def test_a_file_in_the_teachers_folder_does_not_hide_pythons_own(tmp_path, monke
 
 
 def test_grading_a_folder(tmp_path, monkeypatch, capsys, status_of):
-    a_checkout(tmp_path, monkeypatch)
+    a_checkout(tmp_path, monkeypatch, folders=("checks", "exercises", "teacher/masters"))
     folder = tmp_path / "handed in"
     folder.mkdir()
     right = solution("ch01_autograd")
@@ -591,14 +591,14 @@ def test_no_solution_calls_what_its_master_does_not():
 
 
 def test_a_class_without_the_masters_has_no_notes(tmp_path, monkeypatch):
-    shutil.rmtree(a_checkout(tmp_path, monkeypatch) / "teacher")
+    a_checkout(tmp_path, monkeypatch)
     assert (
         grading.library_calls("ch01_autograd", "tanh", "import torch\ndef tanh(x):\n    return torch.tanh(x)\n") == ""
     )
 
 
 def test_the_build_never_overwrites_answers(tmp_path, monkeypatch):
-    chapters = a_checkout(tmp_path, monkeypatch)
+    chapters = a_checkout(tmp_path, monkeypatch, folders=("checks", "exercises", "src", "teacher/masters"))
     shutil.copy(CHAPTERS / "build.py", chapters)
     env = {**os.environ, "PYTHONPATH": str(CHAPTERS.parent)}
 
