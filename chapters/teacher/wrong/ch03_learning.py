@@ -241,7 +241,7 @@ WRONG = [
         "w moved before velocity",
         "    velocity *= momentum\n    velocity += grad + weight_decay * w\n    w -= lr * velocity\n",
         "    w -= lr * velocity\n    velocity *= momentum\n    velocity += grad + weight_decay * w\n",
-        "the array w has not changed: w = ... makes a new array ... or does w move before velocity",
+        "the array w has not changed: w = ... makes a new array ... or does w move before velocity, which starts",
     ),
     Wrong(
         "3.3",
