@@ -13,10 +13,11 @@ from minires.tensor import Gradients, Tensor
 def relu(x: Tensor) -> Tensor:
     """y = max(0, x);  dx = dy where x > 0, else 0 (so relu'(0) = 0)."""
     xp = array_module(x.data)
-    out, zero = xp.empty(x.shape, x.dtype), xp.zeros(x.shape[1:], x.dtype)
+    out = xp.empty(x.shape, x.dtype)
+    zero = np.zeros(x.shape[1:], x.dtype) if xp is np else 0  # NumPy compares faster with an array than with a number
 
     def forward(x: Array, out: Array) -> None:  # a few items of the batch
-        xp.maximum(x, zero, out=out)  # NumPy is faster with an array of zeros than with the number 0
+        xp.maximum(x, zero, out=out)
 
     over_batch(forward, x.data, out)
 

@@ -101,7 +101,8 @@ def product(rows: Array, w: Array, out: Array) -> None:
 def transposed_product(rows: Array, y: Array) -> Array:
     """rows^T y, for rows (R, K) and y with R rows of F numbers:  (K, F)."""
     blocks = _in_blocks(rows, y.shape[-1])
-    return (blocks.swapaxes(1, 2) @ y.reshape(*blocks.shape[:2], y.shape[-1])).sum(axis=0)
+    products = blocks.swapaxes(1, 2) @ y.reshape(*blocks.shape[:2], y.shape[-1])  # (blocks, K, F)
+    return products[0] if len(products) == 1 else products.sum(axis=0)
 
 
 def _in_blocks(rows: Array, columns: int) -> Array:
