@@ -1,8 +1,8 @@
 """Hostile files: every reader is fed random bytes, damaged copies of good files, and well-formed files that lie.
 
-Whatever comes, a reader returns something whole or raises its documented error, in one line. It writes nothing, runs
-nothing, and takes little memory and time. test_data_cifar10.py, test_checkpoint.py and test_predict.py try the faults
-that one can think of; here hypothesis looks for the others.
+Whatever the bytes, a reader returns something complete or raises its documented error, in one line. It writes nothing,
+runs nothing, and takes little memory and time. test_data_cifar10.py, test_checkpoint.py and test_predict.py try the
+faults that one can think of; here hypothesis looks for others.
 """
 
 import gzip
@@ -53,7 +53,7 @@ MEMORY, SECONDS = 50e6, 5  # the most that reading one of these small files may 
 
 @pytest.fixture
 def read_safely(tmp_path, monkeypatch):
-    """read_safely(read, errors, path, raw): writes `raw` to a file and reads it. What came, or None for an error."""
+    """read_safely(read, errors, path, raw): writes `raw` to a file and reads it. Returns None on an error."""
     monkeypatch.chdir(tmp_path)  # where a file with a relative name would land
 
     def files():

@@ -69,19 +69,19 @@ def test_predict_is_the_softmax_of_the_logits_most_probable_first(run, device):
 
 
 def test_predict_gives_five_classes_or_as_many_as_asked_for_or_there_are(run):
-    whole = predict(run.folder, [noise(32, 32)], top=99)[0]
-    assert len(whole) == len(CLASSES)
-    assert predict(run.folder, [noise(32, 32)])[0] == whole[:5]
-    assert predict(run.folder, [noise(32, 32)], top=2)[0] == whole[:2]
+    all_classes = predict(run.folder, [noise(32, 32)], top=99)[0]
+    assert len(all_classes) == len(CLASSES)
+    assert predict(run.folder, [noise(32, 32)])[0] == all_classes[:5]
+    assert predict(run.folder, [noise(32, 32)], top=2)[0] == all_classes[:2]
     with pytest.raises(ValueError, match="top: expected a positive integer, got 0"):
         predict(run.folder, [noise(32, 32)], top=0)
 
 
-# ---- reading a picture
+# ---- reading an image
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_a_picture_of_the_right_size_comes_through_as_it_is(tmp_path, mode):
+def test_an_image_of_the_right_size_is_read_unchanged(tmp_path, mode):
     pixels = noise(32, 32)
     Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
     image = read_image(tmp_path / "a.png")
@@ -91,7 +91,7 @@ def test_a_picture_of_the_right_size_comes_through_as_it_is(tmp_path, mode):
 
 @pytest.mark.parametrize("h, w", [(32, 50), (50, 32), (32, 33), (96, 97), (200, 64), (64, 200), (20, 30)])
 def test_the_largest_square_in_the_middle_is_taken(tmp_path, h, w):
-    """Red tells the column of a pixel and green the row, 0 to 255 from edge to edge."""
+    """Red is the column of a pixel and green the row, 0 to 255 from edge to edge."""
     red, green = np.meshgrid(np.linspace(0, 255, w), np.linspace(0, 255, h))
     pixels = np.stack([red, green, 0 * red], axis=-1).round().astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -99,7 +99,7 @@ def test_the_largest_square_in_the_middle_is_taken(tmp_path, h, w):
     side = min(h, w)
     centre = (np.arange(32) + 0.5) * side / 32 - 0.5  # of each new pixel, in pixels of the square
     columns, rows = (255 * (centre + (n - side) / 2) / (n - 1) for n in (w, h))
-    inner = slice(2, -2)  # at the picture's own edges the filter sees one side only
+    inner = slice(2, -2)  # at the edges of the image the filter sees one side only
     assert np.abs(image[..., 0] - columns)[:, inner].max() < 1.5
     assert np.abs(image[..., 1] - rows[:, None])[inner].max() < 1.5
 
@@ -130,7 +130,7 @@ def test_resizing_is_what_pytorch_calls_bicubic_with_antialias(tmp_path, size):
 
 UPRIGHT = np.zeros((32, 32, 3), np.uint8)
 UPRIGHT[:16, :16], UPRIGHT[:16, 16:], UPRIGHT[16:, :16], UPRIGHT[16:, 16:] = RED, GREEN, BLUE, (250, 250, 250)
-STORED = {  # what a camera writes, and the EXIF orientation it notes, for a picture that is UPRIGHT
+STORED = {  # what a camera writes, and the EXIF orientation it records, for an image that is UPRIGHT
     1: UPRIGHT,
     2: UPRIGHT[:, ::-1],
     3: UPRIGHT[::-1, ::-1],
@@ -149,7 +149,7 @@ def test_the_exif_orientation_is_followed(tmp_path, kind, orientation):
     exif[0x0112] = orientation
     path = tmp_path / f"a.{kind}"
     picture = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
-    picture.save(path, exif=exif, quality=95, subsampling=0)  # a PNG passes over the last two
+    picture.save(path, exif=exif, quality=95, subsampling=0)  # a PNG ignores the last two
     assert np.abs(read_image(path).astype(int) - UPRIGHT).max() <= (0 if kind == "png" else 12)
 
 
@@ -193,7 +193,7 @@ def test_what_is_transparent_becomes_white(tmp_path):
     assert (image[:, :16] == 255).all() and (image[:, 16:] == GREEN).all()
 
 
-# ---- files that are no picture
+# ---- files that are no image
 
 
 def chunk(name, data):
@@ -201,7 +201,7 @@ def chunk(name, data):
 
 
 def png_that_claims(width, height):
-    """A few hundred bytes that say they are a picture of any size."""
+    """A few hundred bytes that claim to be an image of any size."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9999))) + chunk(b"IEND", b"")
 
@@ -247,7 +247,7 @@ def test_a_folder_is_no_image(tmp_path):
         read_image(tmp_path)
 
 
-# ---- the picture
+# ---- the plot
 
 
 def test_prediction_draws_each_image_and_a_bar_for_each_class():
@@ -294,19 +294,19 @@ def test_the_command_prints_five_classes_a_picture_and_draws_them(tmp_path, run,
         assert plot.format == "PNG" and plot.size[1] > 400
 
 
-def test_the_command_never_draws_over_a_picture(tmp_path, run, capsys, monkeypatch, status_of):
+def test_the_command_never_overwrites_an_image(tmp_path, run, capsys, monkeypatch, status_of):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(noise(40, 40)).save("a.png")
     before = (tmp_path / "a.png").read_bytes()
     assert status_of("predict", run.folder, "a.png", "--plot", tmp_path / "a.png") == 2
-    assert "would write over the picture" in capsys.readouterr().err
+    assert "it would be overwritten" in capsys.readouterr().err
     assert (tmp_path / "a.png").read_bytes() == before
 
 
-def test_the_command_wants_a_run_and_a_picture(tmp_path, run, capsys, status_of):
+def test_the_command_needs_a_run_and_an_image(tmp_path, run, capsys, status_of):
     Image.fromarray(noise(40, 40)).save(tmp_path / "a.png")
     calls = [(run.folder,), (tmp_path, tmp_path / "a.png")]
-    for arguments, told in zip(calls, ("Missing argument", "holds no trained net"), strict=True):
+    for arguments, message in zip(calls, ("Missing argument", "holds no trained net"), strict=True):
         assert status_of("predict", *arguments) == 2
         err = capsys.readouterr().err
-        assert err.count("\n") == 1 and told in err
+        assert err.count("\n") == 1 and message in err

@@ -57,7 +57,7 @@ def predict(
     """The `top` most probable classes of each image, according to the net in the run folder `run`.
 
     p_k = e^(z_k) / sum_j e^(z_j), with the net's logits z in evaluation mode. images: uint8 (32, 32, 3) each, as
-    `read_image` returns them. Raises the errors of `load_run`.
+    `read_image` returns them. device: where the net computes. Raises the errors of `load_run`.
     """
     if top < 1:
         raise ValueError(f"predict: top: expected a positive integer, got {top}")

@@ -58,19 +58,16 @@ class Run:
 
     def __init__(self, config: Config, out: Path, dataset: Dataset):
         self.config = config = replace(config, data=dataset.name, threads=config.threads or get_num_threads())
-        self.out, self.dataset, self.progress = out, dataset, Progress()
         set_num_threads(config.threads or 1)
-        images, labels = dataset.train_images, dataset.train_labels
-        self.test, self.test_images, self.test_labels = "test", dataset.test_images, dataset.test_labels
-        if config.val:
-            cut = len(images) * 9 // 10  # 45k and 5k of CIFAR-10 (section 4.2)
-            self.test, self.test_images, self.test_labels = "val", images[cut:], labels[cut:]
-            images, labels = images[:cut], labels[:cut]
+        self.out, self.progress = out, Progress()
+        self.dataset = dataset = hold_out(dataset) if config.val else dataset
+        self.test = "val" if config.val else "test"  # prefix in the figures
+        self.test_images, self.test_labels = dataset.test_images, dataset.test_labels
         fit_normalise = Normalise.channels if config.normalise == "channels" else Normalise.pixel_mean
-        self.normalise = fit_normalise(images)
+        self.normalise = fit_normalise(dataset.train_images)
         self.loader = Loader(
-            images,
-            labels,
+            dataset.train_images,
+            dataset.train_labels,
             config.batch_size,
             normalise=self.normalise,
             seed=config.seed,
@@ -79,7 +76,7 @@ class Run:
             drop_last=True,
         )
         self.total = config.steps or (config.epochs or 0) * len(self.loader)  # steps
-        self.epochs = math.ceil(self.total / len(self.loader))
+        self.epochs = -(-self.total // len(self.loader))  # rounded up
         self.schedule = schedule_of(config, self.total)
         self.net = build(
             config.model, seed=config.seed, classes=len(dataset.classes), shortcut=config.shortcut, width=config.width
@@ -244,6 +241,19 @@ class Run:
         names = {"epoch", "step", "lr", "train_loss", "train_acc", f"{self.test}_loss", f"{self.test}_acc", "seconds"}
         if not all(names <= row.keys() for row in progress.rows):
             raise ValueError(f"{path}: lacks figures of an epoch")
+
+
+def hold_out(dataset: Dataset) -> Dataset:
+    """The last tenth of the training images in place of the test set: 45k and 5k of CIFAR-10 (section 4.2)."""
+    images, labels = dataset.train_images, dataset.train_labels
+    cut = len(images) * 9 // 10
+    return replace(
+        dataset,
+        train_images=images[:cut],
+        train_labels=labels[:cut],
+        test_images=images[cut:],
+        test_labels=labels[cut:],
+    )
 
 
 RENAMED = {"loss": "loss_sum", "right": "correct", "images": "seen"}  # fields of Progress in older checkpoints
