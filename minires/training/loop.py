@@ -148,8 +148,9 @@ class Meter:
     def flush(self) -> None:
         """Read the figures that are still on the device."""
         for loss, correct, seen in self.unread:
-            check_finite(float(loss), self.name)
-            self.progress.loss_sum += float(loss) * seen
+            value = float(loss)
+            check_finite(value, self.name)
+            self.progress.loss_sum += value * seen
             self.progress.correct += int(correct)
             self.progress.seen += seen
         self.unread.clear()
