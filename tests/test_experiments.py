@@ -263,9 +263,9 @@ def test_one_run_of_an_experiment_can_be_run_alone(complete, tmp_path):
 
 def test_the_command_runs_and_reports_a_spent_budget(complete, tmp_path, status_of, capsys, clock):
     assert status_of("reproduce", "fast", "--out", tmp_path / "results", "--budget", 2 / 3600) == 0
-    assert "hours is spent; the same command goes on" in capsys.readouterr().out
+    assert "hours is used up; run the same command to continue" in capsys.readouterr().out
     assert status_of("reproduce", "fast", "--out", tmp_path / "results") == 0
-    assert "is spent" not in capsys.readouterr().out
+    assert "used up" not in capsys.readouterr().out
     assert_same_results(tmp_path / "results" / "fast", complete / "fast")
 
 
