@@ -52,12 +52,12 @@ def cross_entropy(logits: Tensor, labels: Array, label_smoothing: float = 0.0) -
     label and spreads `label_smoothing` evenly over all K classes (Szegedy et al. 2016, section 7).
     """
     labels = _check_cross_entropy(logits, labels, label_smoothing)
-    (n, k), xp = logits.shape, array_module(logits.data)
+    k, xp = logits.shape[1], array_module(logits.data)
     labels = to_device(labels, device_of(logits.data))
     targets = (labels[:, None] == xp.arange(k)).astype(logits.dtype)  # (N, K), a single 1 in each row
     if label_smoothing:
         targets = targets * (1 - label_smoothing) + label_smoothing / k
-    return (log_softmax(logits) * Tensor(targets)).sum() * (-1 / n)
+    return (log_softmax(logits) * Tensor(targets)).sum() * (-1 / len(logits))
 
 
 def check_labels(labels: Array, classes: int) -> Array:

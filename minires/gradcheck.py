@@ -33,13 +33,13 @@ def gradcheck(
 ) -> bool:
     """Compare the gradients of `fn(*inputs)` with central differences, for every entry of every input.
 
-    fn: takes one Tensor for each input and returns one Tensor; anything else that it needs, it brings along.
-    inputs: arrays or tensors, copied to float64; off kinks and ties (`away_from_kinks` draws such arrays).
+    fn: takes one Tensor for each input and returns one Tensor; it may close over anything else that it needs.
+    inputs: arrays or tensors, copied to float64; away from kinks and ties (`away_from_kinks` draws such arrays).
     eps: the step h. rtol, atol: an entry is right if |backward - numeric| <= atol + rtol |numeric|.
     seed: for the random upstream gradient.
 
     Returns True. Raises GradientError if a gradient is wrong, if fn or its backward writes into an array that
-    it was given, or if a second call differs; ValueError if an entry sits at a kink or a tie.
+    it was given, or if a second call differs; ValueError if an entry is at a kink or a tie.
     """
     arrays = [np.array(to_host(x.data if isinstance(x, Tensor) else x), dtype=np.float64) for x in inputs]
     names = list(inspect.signature(fn).parameters)
@@ -78,14 +78,14 @@ def away_from_kinks(rng: np.random.Generator, shape: tuple[int, ...], scale: flo
     Their signs are random; their n magnitudes lie scale / 2n or more apart, up to about `scale`.
     """
     n = int(np.prod(shape))
-    magnitude = (rng.permutation(n) + rng.uniform(0.75, 1.25, n)) * scale / max(n, 1)
-    return (magnitude * rng.choice([-1.0, 1.0], n)).reshape(shape)
+    magnitude: np.ndarray = (rng.permutation(n) + rng.uniform(0.75, 1.25, n)) * scale / max(n, 1)
+    return np.reshape(magnitude * rng.choice([-1.0, 1.0], n), shape)
 
 
 def _forward_backward(
     fn: Function, arrays: list[np.ndarray], upstream: np.ndarray, names: list[str]
 ) -> tuple[str, Array, list[Array]]:
-    """The operation's name, its output, and the gradient that backward leaves at each input (none: zeros)."""
+    """The operation's name, its output, and the gradient of each input (zeros if there is none)."""
     tensors = [Tensor(a.copy(), requires_grad=True) for a in arrays]
     out, u = fn(*tensors), upstream.copy()
     op = getattr(fn, "__name__", "<lambda>")
@@ -120,7 +120,7 @@ def _finite_differences(
     moved = [a.copy() for a in arrays]
     below, above = np.empty_like(arrays[i]), np.empty_like(arrays[i])
 
-    def values() -> np.ndarray:
+    def values() -> Array:
         with no_grad():
             return fn(*map(Tensor, moved)).data.copy()  # a view of an input would move along with it
 
@@ -139,11 +139,11 @@ def _finite_differences(
     if (gap > 1e-3 * max(1e-2, np.abs([below, above]).max(initial=0.0))).any():
         at = _largest(gap)
         raise ValueError(
-            f"{what}{list(at)} = {arrays[i][at]:.6g} sits at a kink or a tie: the slope is "
+            f"{what}{list(at)} = {arrays[i][at]:.6g} is at a kink or a tie: the slope is "
             f"{below[at]:.6g} below it and {above[at]:.6g} above; move the input "
             "(away_from_kinks draws arrays without such entries)"
         )
-    return (below + above) / 2
+    return np.asarray((below + above) / 2)
 
 
 # ---- what is wrong with it? -------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def diagnose(
         return ""
     for order in permutations(axes):
         if got.any() and same(got, wanted.transpose(order)):
-            return f"transposed: its axes stand in the order {order}"
+            return f"transposed: its axes are in the order {order}"
     if got.shape != wanted.shape:
         return f"wrong shape: {got.shape}, expected {wanted.shape}"
     if not np.isfinite(got).all():
@@ -219,7 +219,7 @@ def diagnose(
     factor = (got * wanted).sum(axis=tuple(axes[:-1])) / np.maximum(squares, 1e-300)  # of each channel
     if wanted.ndim > 1 and len(wanted) > 1 and same(got, factor * wanted):
         return "one factor too much or missing per channel (last axis)"
-    return _nearly(got, wanted) or "it follows no pattern that is known here"
+    return _nearly(got, wanted) or "no known pattern"
 
 
 def _simple(ratio: float) -> bool:
@@ -229,14 +229,14 @@ def _simple(ratio: float) -> bool:
 
 
 def _nearly(got: np.ndarray, wanted: np.ndarray) -> str:
-    """Words for a result that a rough comparison would pass."""
+    """Message for a result within 1 %, or ""."""
     if not np.allclose(got, wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max()):
         return ""
     return f"nearly right: off by {np.abs(got - wanted).max() / np.abs(wanted).max():.1g} of the largest entry, or less"
 
 
 def _worst(got: Array, wanted: np.ndarray, rtol: float, atol: float) -> str:
-    """Two lines for the message: the worst entry with both values, and the number of wrong ones."""
+    """Two lines for the message: the worst entry with both values, and how many are wrong."""
     miss = np.nan_to_num(np.abs(got - wanted), nan=np.inf)
     at, wrong = _largest(miss), np.count_nonzero(miss > atol + rtol * np.abs(wanted))
     return (

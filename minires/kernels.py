@@ -1,8 +1,8 @@
 """Inner formulas of batch norm, ReLU and SGD: each is one pass over memory, and one kernel on a GPU.
 
-Starting a kernel takes about 7 microseconds, so a formula of six ufuncs costs six starts. CuPy can *fuse* them: it calls
-the function once with stand-ins for its arguments and compiles what the function does to them. Such a function may use
-operators and ufuncs and ask whether an argument is None; but no shape, index, reduction or value of a number.
+Starting a kernel takes about 7 microseconds, so a formula of six ufuncs costs six starts. CuPy can *fuse* them: it
+calls the function once with stand-ins for its arguments and compiles what the function does to them. Such a function
+may use operators and ufuncs and ask whether an argument is None; but no shape, index, reduction or value of a number.
 """
 
 from __future__ import annotations

@@ -155,7 +155,8 @@ def _mean_and_variance(x: Array) -> tuple[Array, Array]:
         return xp.stack([_column_sums(shifted), xp.einsum("ij,ij->j", shifted, shifted)])
 
     first, second = _sum_over_width(over_batch(sums, _long_rows(x)), x)
-    return kernels.mean_and_variance(k, first, second, x.size // c)
+    mean, var = kernels.mean_and_variance(k, first, second, x.size // c)
+    return mean, var
 
 
 def _long_rows(x: Array) -> Array:

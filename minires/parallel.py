@@ -34,7 +34,7 @@ MIN_PARALLEL_BYTES = 128 * 1024  # less than this is not worth waking another th
 MIN_CHUNKS = 8  # more than most machines have cores
 
 
-def over_batch(function: Callable[..., Array | None], *arrays: Array | None, item_bytes: int = 0) -> Array:
+def over_batch(function: Callable[..., Array | None], *arrays: Array, item_bytes: int = 0) -> Array:
     """Call `function` on a few items of the batch at a time, on every thread, until all are done.
 
     arrays: what `function` takes, all with the batch as their first axis (None is passed on as it is).

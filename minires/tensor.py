@@ -100,7 +100,7 @@ class Tensor:
 
     def item(self) -> float:
         """The value of a one-element tensor (waits for the device)."""
-        return self.data.item()
+        return float(self.data.item())
 
     def detach(self) -> Tensor:
         """The same array without its graph."""
@@ -119,7 +119,7 @@ class Tensor:
             self.node = Node("leaf", self.shape) if wanted else None
 
     @property
-    def grad(self) -> Array | None:
+    def grad(self) -> Array:
         """dL/d(this tensor), summed over backward passes; None before the first, and where none is kept."""
         return self.node.grad if self.node else None
 
@@ -128,7 +128,7 @@ class Tensor:
         if self.node:
             self.node.grad = grad
         elif grad is not None:
-            raise RuntimeError("grad: this tensor does not require a gradient; create it with requires_grad=True")
+            raise RuntimeError("grad: this tensor requires no gradient; create it with requires_grad=True")
 
     def zero_grad(self) -> None:
         """Forget the gradient summed so far."""
@@ -137,7 +137,7 @@ class Tensor:
     def retain_grad(self) -> Tensor:
         """Ask `backward` to keep this tensor's gradient in `.grad`, as it does for leaves. Returns the tensor."""
         if self.node is None:
-            raise RuntimeError("retain_grad: this tensor has no gradient; create an input with requires_grad=True")
+            raise RuntimeError("retain_grad: this tensor requires no gradient; create an input with requires_grad=True")
         self.node.keeps_grad = True
         return self
 
@@ -147,8 +147,9 @@ class Tensor:
         grad: dL/d(this tensor), an array of its shape; it defaults to 1 for a one-element tensor.
         The graph is freed during the pass: a second call raises RuntimeError.
         """
-        grad = self._upstream_gradient(grad)
-        order, grads = topological_order(self.node), {self.node: grad}
+        if self.node is None:
+            raise RuntimeError("backward: this tensor requires no gradient; create an input with requires_grad=True")
+        order, grads = topological_order(self.node), {self.node: self._upstream_gradient(grad)}
         while order:  # popping frees what only this node's backward needed
             node = order.pop()
             grad = grads.pop(node)
@@ -166,10 +167,6 @@ class Tensor:
 
     def _upstream_gradient(self, grad: Array | None) -> Array:
         """The `grad` that `backward` was given, or 1, as an array of this tensor's shape."""
-        if self.node is None:
-            raise RuntimeError(
-                "backward: this tensor does not require a gradient; create an input with requires_grad=True"
-            )
         if grad is None:
             if self.size != 1:
                 raise ValueError(
@@ -196,13 +193,12 @@ class Tensor:
 
     def _other(self, other: Any, name: str) -> Tensor:
         """`other` as a tensor of this one's dtype and device, for operation `name`."""
-        if not isinstance(other, Tensor):
-            other = Tensor(self._numbers(other, name))
-        if other.dtype != self.dtype:
-            raise TypeError(f"{name}: one operand is {self.dtype}, the other {other.dtype}; convert one of them")
-        if not _broadcast(self.shape, other.shape):
-            raise ValueError(f"{name}: shapes {self.shape} and {other.shape} do not broadcast")
-        return other
+        y = other if isinstance(other, Tensor) else Tensor(self._numbers(other, name))
+        if y.dtype != self.dtype:
+            raise TypeError(f"{name}: one operand is {self.dtype}, the other {y.dtype}; convert one of them")
+        if not _broadcast(self.shape, y.shape):
+            raise ValueError(f"{name}: shapes {self.shape} and {y.shape} do not broadcast")
+        return y
 
     def __add__(self, other: Any) -> Tensor:
         """z = x + y;  dx = dz, dy = dz."""
@@ -398,9 +394,10 @@ def topological_order(root: Node) -> list[Node]:
 def _checked(grads: Gradients, node: Node) -> Gradients:
     """What the backward function of `node` returned, if it is one gradient of the right shape for each parent."""
     if not isinstance(grads, tuple) or len(grads) != len(node.parents):
-        got = len(grads) if isinstance(grads, tuple) else type(grads).__name__
+        number = len(grads) if isinstance(grads, tuple) else type(grads).__name__
         raise RuntimeError(
-            f"backward of {node.name}: expected a tuple of {len(node.parents)} gradients, one for each input, got {got}"
+            f"backward of {node.name}: expected a tuple of {len(node.parents)} gradients, one for each input, "
+            f"got {number}"
         )
     for parent, g in zip(node.parents, grads, strict=True):
         if parent and (g is None or g.shape != parent.shape):

@@ -68,7 +68,7 @@ def relu(x):
 
 
 def test_a_kink_is_named_and_not_called_a_wrong_gradient():
-    with pytest.raises(ValueError, match=r"relu: x\[1, 0\] = 0 sits at a kink or a tie.*away_from_kinks"):
+    with pytest.raises(ValueError, match=r"relu: x\[1, 0\] = 0 is at a kink or a tie.*away_from_kinks"):
         gradcheck(relu, [np.array([[1.0, -2.0], [0.0, 3.0]])])
 
 
@@ -78,7 +78,7 @@ def test_a_kink_within_one_step_is_found():
 
 
 def test_a_tie_is_refused_even_where_both_slopes_average_to_the_gradient():
-    with pytest.raises(ValueError, match=r"x\[1\] = 2 sits at a kink or a tie"):
+    with pytest.raises(ValueError, match=r"x\[1\] = 2 is at a kink or a tie"):
         gradcheck(lambda x: x.max(), [np.array([1.0, 2.0, 2.0])])
 
 
@@ -120,7 +120,7 @@ def test_the_message_names_everything():
     with pytest.raises(GradientError) as caught:
         gradcheck(wrong_at(2, 3), [draw(4, 5), draw(4, 5)], seed=7)
     headline, worst, count = str(caught.value).splitlines()
-    assert headline == "triple: wrong gradient for x (input 0): it follows no pattern that is known here"
+    assert headline == "triple: wrong gradient for x (input 0): no known pattern"
     assert worst.startswith("  worst at [2, 3]: backward gives 100, finite differences give ")
     assert float(worst.rsplit(" ", 1)[1]) == pytest.approx(3 * upstream[2, 3], rel=1e-6)
     assert count == "  1 of 20 entries are wrong"
@@ -184,8 +184,8 @@ def padded_and_cropped_at_the_corner(x):
         (SQUARE * 0, "all zero"),
         (SQUARE * 0.5, "constant ratio 0.5:"),
         (-SQUARE, "constant ratio -1:"),
-        (SQUARE.transpose(0, 2, 1, 3), "transposed: its axes stand in the order (0, 2, 1, 3)"),
-        (SQUARE.transpose(3, 0, 1, 2), "transposed: its axes stand in the order (3, 0, 1, 2)"),
+        (SQUARE.transpose(0, 2, 1, 3), "transposed: its axes are in the order (0, 2, 1, 3)"),
+        (SQUARE.transpose(3, 0, 1, 2), "transposed: its axes are in the order (3, 0, 1, 2)"),
         (SQUARE[:1], "wrong shape: (1, 4, 4, 3), expected (2, 4, 4, 3)"),
         (SQUARE.astype(np.float32), "wrong dtype: float32, expected float64"),
         (changed(SQUARE, (0, 1, 2, 0), np.nan), "NaN or infinity in 1 of 96 entries"),
@@ -199,11 +199,11 @@ def padded_and_cropped_at_the_corner(x):
         (changed(SQUARE, (slice(None), 0), 7.0), "only the borders are wrong"),
         (changed(SQUARE, (slice(None), slice(None), -1), 7.0), "only the borders are wrong"),
         (changed(SQUARE, (0, 1, 1), 0.0), "zero where it should not be, right elsewhere"),
-        (changed(SQUARE, (0, 1, 1), 7.0), "it follows no pattern"),
+        (changed(SQUARE, (0, 1, 1), 7.0), "no known pattern"),
         (SQUARE.reshape(2, 4, 3, 4).swapaxes(2, 3), "the right numbers in another order"),
         (changed(SQUARE, 1, 7.0), "right for the first entry of axis 0, wrong after it"),
-        (changed(SQUARE, (1, 1, 2), 7.0), "it follows no pattern"),
-        (changed(SQUARE, 0, 7.0), "it follows no pattern"),
+        (changed(SQUARE, (1, 1, 2), 7.0), "no known pattern"),
+        (changed(SQUARE, 0, 7.0), "no known pattern"),
         (
             changed(SQUARE, (1, 1, 2), SQUARE[1, 1, 2] + 2e-3),
             "nearly right: off by 0.0009 of the largest entry, or less",
@@ -233,8 +233,8 @@ def test_two_single_numbers_have_a_ratio_only_where_it_says_something(got, wante
 
 
 def test_short_vectors_have_no_borders_and_are_not_shifted():
-    assert diagnose(np.array([9.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])).startswith("it follows no pattern")
-    assert diagnose(np.array([0.2, 0.5]), np.array([0.5, 0.3])).startswith("it follows no pattern")
+    assert diagnose(np.array([9.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])).startswith("no known pattern")
+    assert diagnose(np.array([0.2, 0.5]), np.array([0.5, 0.3])).startswith("no known pattern")
 
 
 def test_diagnose_where_nothing_should_have_arrived():

@@ -268,8 +268,8 @@ def test_mixing_dtypes_raises(op, there):
             ValueError,
             r"expected grad of the tensor's shape \(2, 3\), got \(2,\)",
         ),
-        (lambda x: x.detach().backward(), RuntimeError, "backward: this tensor does not require a gradient"),
-        (lambda x: x.detach().retain_grad(), RuntimeError, "retain_grad: this tensor has no gradient"),
+        (lambda x: x.detach().backward(), RuntimeError, "backward: this tensor requires no gradient"),
+        (lambda x: x.detach().retain_grad(), RuntimeError, "retain_grad: this tensor requires no gradient"),
     ],
 )
 def test_errors_say_what_was_wanted_and_what_came(call, error, words):
@@ -601,5 +601,5 @@ def test_a_gradient_can_be_replaced_or_forgotten_but_not_given_to_a_constant():
     assert x.grad is None
     constant = Tensor(np.zeros(3))
     constant.grad = None
-    with pytest.raises(RuntimeError, match="grad: this tensor does not require a gradient"):
+    with pytest.raises(RuntimeError, match="grad: this tensor requires no gradient"):
         constant.grad = np.ones(3)

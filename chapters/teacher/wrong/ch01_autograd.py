@@ -189,7 +189,7 @@ WRONG = [
         "the first copy instead of the sum",
         "    grad = grad.sum(axis=front)\n",
         "    grad = grad[(0,) * len(front)]\n",
-        "no pattern that is known here. wrong for: a new axis in front",
+        "no known pattern. wrong for: a new axis in front",
     ),
     Wrong(
         "1.3",
@@ -232,7 +232,7 @@ WRONG = [
         "    left, others = list(shape), []\n    for i, n in enumerate(grad.shape):\n"
         "        if n in left:\n            left.remove(n)\n        else:\n            others.append(i)\n"
         "    return grad.sum(axis=tuple(others)).reshape(shape)\n",
-        "it follows no pattern ... wrong for: a new axis as long as the old one. right for: ",
+        "no known pattern ... wrong for: a new axis as long as the old one. right for: ",
     ),
     Wrong(
         "1.3",
@@ -259,7 +259,7 @@ WRONG = [
     ),
     Wrong("1.4", "local slope forgotten", "grad * (1 - z * z)", "grad", "the upstream gradient came through unchanged"),
     Wrong("1.4", "x for z", "(1 - z * z)", "(1 - x.data * x.data)", "gradient for x: "),
-    Wrong("1.4", "the square forgotten", "(1 - z * z)", "(1 - z)", "gradient for x: it follows no pattern"),
+    Wrong("1.4", "the square forgotten", "(1 - z * z)", "(1 - z)", "gradient for x: no known pattern"),
     Wrong("1.4", "sign", "(1 - z * z)", "(z * z - 1)", "gradient for x: constant ratio -1"),
     Wrong(
         "1.4",

@@ -298,7 +298,7 @@ WRONG = [
         "wrong for: a linear layer with more outputs ... right for: a square linear layer",
     ),
     Wrong("3.4", "float64", ".astype(np.float32)", "", "wrong dtype: float64, expected float32"),
-    Wrong("3.4", "uniform", "rng.standard_normal(shape)", "rng.uniform(-1, 1, shape)", "it follows no pattern"),
+    Wrong("3.4", "uniform", "rng.standard_normal(shape)", "rng.uniform(-1, 1, shape)", "no known pattern"),
     Wrong(
         "3.4",
         "axes turned",

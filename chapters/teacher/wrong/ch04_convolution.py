@@ -173,7 +173,7 @@ WRONG = [
         "channels before the kernel",
         "dw.reshape(kh, kw, c, f)",
         "dw.reshape(c, kh, kw, f)",
-        "dw: transposed: its axes stand in the order (2, 0, 1, 3)",
+        "dw: transposed: its axes are in the order (2, 0, 1, 3)",
     ),
     Wrong("4.4", "dbias summed over the filters", "g.sum(axis=0)", "g.sum(axis=1)", "dbias: wrong shape"),
     Wrong("4.4", "dbias of each image", "g.sum(axis=0)", "grad.sum(axis=(1, 2))", "dbias: wrong shape"),

@@ -171,14 +171,14 @@ WRONG = [
         "channels in and out swapped",
         "transpose(2, 3, 1, 0)",
         "transpose(2, 3, 0, 1)",
-        "transposed: its axes stand in the order (0, 1, 3, 2)",
+        "transposed: its axes are in the order (0, 1, 3, 2)",
     ),
     Wrong(
         "9.4",
         "kernel rows and columns swapped",
         "transpose(2, 3, 1, 0)",
         "transpose(3, 2, 1, 0)",
-        "transposed: its axes stand in the order (1, 0, 2, 3) ... wrong for: a 3x3 convolution",
+        "transposed: its axes are in the order (1, 0, 2, 3) ... wrong for: a 3x3 convolution",
     ),
     Wrong(
         "9.4",
