@@ -1,4 +1,4 @@
-"""The real CuPy, without a GPU: has it all that minires uses, and does NVIDIA's compiler take the fused kernels?
+"""The real CuPy, without a GPU: does it have everything that minires uses, and do the fused kernels compile?
 
 pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12
 pytest -m cupy
@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires import norm, optim
-from minires.devices import strict
+import minires
+from minires import kernels
 from minires.backend import to_device
+from minires.devices import strict
 from minires.functional import cross_entropy, dropout
 from minires.nn import LayerNorm
 from minires.optim import SGD, clip_grad_norm
 from minires.resnet import build
 from minires.tensor import Tensor, concatenate, pad
 
-HOUSE = Path(strict.__file__).parent
+SOURCE = Path(minires.__file__).parent
 
 pytestmark = pytest.mark.cupy
 
@@ -47,7 +48,7 @@ def recorder(cupy):
 def test_the_record_is_what_the_package_has(recorder):
     recorded, found = strict.names(), recorder.record()
     if recorded["cupy"] != found["cupy"]:
-        pytest.skip(f"the record is of CuPy {recorded['cupy']}, here is {found['cupy']}")
+        pytest.skip(f"the record is of CuPy {recorded['cupy']}, installed is {found['cupy']}")
     assert recorded == json.loads(json.dumps(found))
 
 
@@ -55,7 +56,7 @@ def test_the_record_is_what_the_package_has(recorder):
 
 
 def dotted(node):
-    """("lib", "stride_tricks", "as_strided") for xp.lib.stride_tricks.as_strided; None for what is not of `xp`."""
+    """("lib", "stride_tricks", "as_strided") for xp.lib.stride_tricks.as_strided; None if it is not part of `xp`."""
     parts = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -65,8 +66,8 @@ def dotted(node):
 
 
 def uses():
-    """Where minires says xp.something: file, line, the dotted name, and its keywords where it is called."""
-    for path in sorted(HOUSE.rglob("*.py")):
+    """Where minires uses xp.something: file and line, the dotted name, and the keywords if it is called."""
+    for path in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         called = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
         inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -97,29 +98,29 @@ def test_every_name_and_keyword_in_the_source_is_in_the_package(cupy, recorder):
 
 
 class Stub:
-    """Stands for an array of the device in a note of a call."""
+    """Stands for an array of the device in a recorded call."""
 
     def __init__(self, array):
         self.shape, self.dtype, self.strides = array.shape, array.dtype, array.strides
 
 
-def noted(x):
+def recorded(x):
     if isinstance(x, strict.StrictArray):
         return Stub(x)
-    return type(x)(noted(part) for part in x) if isinstance(x, list | tuple) else x
+    return type(x)(recorded(part) for part in x) if isinstance(x, list | tuple) else x
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """All that is called on the stand-in while nets train: names, arguments, keywords."""
+    """Every call on the pretend GPU while nets train: name, arguments, keywords."""
     made, compute = [], strict._compute
 
-    def note(name, function, arguments, keywords):
+    def record(name, function, arguments, keywords):
         if not strict._tracing():
-            made.append((name, [noted(a) for a in arguments], {key: noted(value) for key, value in keywords.items()}))
+            made.append((name, [*map(recorded, arguments)], {key: recorded(value) for key, value in keywords.items()}))
         return compute(name, function, arguments, keywords)
 
-    monkeypatch.setattr(strict, "_compute", note)
+    monkeypatch.setattr(strict, "_compute", record)
     rng = np.random.default_rng(0)
     for name in ("resnet8", "bottleneck11", "preresnet8", "resnet18"):
         net = build(name, width=4).to("strict")
@@ -136,7 +137,7 @@ def calls(monkeypatch):
 
 
 def test_the_package_takes_every_call_of_training_as_far_as_that_shows_without_a_gpu(cupy, recorder, calls):
-    """Arguments of a wrong number, name or kind raise TypeError; what is fine gets as far as asking for the GPU."""
+    """Arguments of a wrong number, name or type raise TypeError; a correct call gets as far as asking for the GPU."""
 
     def real(x):
         if isinstance(x, Stub):
@@ -146,7 +147,7 @@ def test_the_package_takes_every_call_of_training_as_far_as_that_shows_without_a
 
     assert len({name for name, _, _ in calls}) > 30
     for name, arguments, keywords in calls:
-        if name.endswith(".at"):  # the note lacks its index
+        if name.endswith(".at"):  # its index is not recorded
             continue
         (first, *rest), keywords = real(arguments), {key: real(value) for key, value in keywords.items()}
         function = getattr(first, name[2:]) if name.startswith("x.") else cupy
@@ -154,27 +155,24 @@ def test_the_package_takes_every_call_of_training_as_far_as_that_shows_without_a
             function = getattr(function, part)
         try:
             function(*rest, **keywords) if name.startswith("x.") else function(first, *rest, **keywords)
-        except (cupy.cuda.runtime.CUDARuntimeError, ImportError):  # no GPU; and products want cuBLAS first
+        except (cupy.cuda.runtime.CUDARuntimeError, ImportError):  # no GPU; and a product needs cuBLAS first
             pass
 
 
-# ---- fused kernels: CuPy's own trace of the functions, and compilers on what it writes
+# ---- fused kernels: CuPy's own trace of the functions, and compilers for the source that it generates
 
 ROWS, ROW, C, W = (6, 8), (8,), (4,), (3, 3, 2, 4)
 FUSED: dict[str, tuple[Any, list[Any]]] = {  # a function, and the shapes of its arrays, or numbers
-    "SGD": (optim.sgd, [W, W, W, 0.1, 0.9, None, None]),
-    "SGD, Nesterov, decay": (optim.sgd, [W, W, W, 0.1, 0.9, 1e-4, True]),
-    "SGD of a vector": (optim.sgd, [C, C, C, 0.1, 0.0, 0.1, None]),
-    "mean and variance": (norm._mean_and_variance, [C, C, C, 24]),
-    "running statistics": (norm._move, [C, C, C, C, 0.1, 1.25]),
-    "constants": (norm._constants, [C, C, C, C, 1e-5]),
-    "batch norm": (norm._scale_and_shift, [ROWS, ROW, ROW, None, ROWS]),
-    "batch norm and ReLU": (norm._scale_and_shift, [ROWS, ROW, ROW, ROW, ROWS]),
-    "gradient": (norm._through_relu, [ROWS, None, ROWS]),
-    "gradient through ReLU": (norm._through_relu, [ROWS, ROWS, ROWS]),
-    "constants of the gradient": (norm._gradient_constants, [C, C, C, C, C, 24]),
-    "input gradient": (norm._input_gradient, [ROWS, ROW, ROW, ROW, ROWS]),
-    "input gradient, evaluation": (norm._input_gradient, [ROWS, ROW, None, None, ROWS]),
+    "SGD": (kernels.sgd, [W, W, W, 0.1, 0.9, None, None]),
+    "SGD, Nesterov, decay": (kernels.sgd, [W, W, W, 0.1, 0.9, 1e-4, True]),
+    "SGD of a vector": (kernels.sgd, [C, C, C, 0.1, 0.0, 0.1, None]),
+    "ReLU gradient": (kernels.relu_gradient, [ROWS, ROWS, ROWS]),
+    "mean and variance": (kernels.mean_and_variance, [C, C, C, 24]),
+    "running statistics": (kernels.update_running_statistics, [C, C, C, C, 0.1, 1.25]),
+    "scale and shift of the channels": (kernels.scale_and_shift_of, [C, C, C, C, 1e-5]),
+    "batch norm": (kernels.scale_and_shift, [ROWS, ROW, ROW, ROWS]),
+    "gradient terms": (kernels.gradient_terms, [C, C, C, C, 24]),
+    "input gradient": (kernels.input_gradient, [ROWS, ROWS, ROW, ROW, ROW, ROWS]),
 }
 
 
@@ -187,11 +185,16 @@ def traced(cupy, recorder, name, dtype):
         fused(*arguments)
     except cupy.cuda.runtime.CUDARuntimeError:  # traced, and ready to be launched
         pass
-    assert fused.new_fusion is None, "it must be the older of CuPy's tracers, which makes a single kernel"
+    assert fused.new_fusion is None, "expected the older of CuPy's tracers, which makes a single kernel"
     ((kernel, options),) = fused._memo.values()
     assert isinstance(kernel, cupy.ElementwiseKernel) and options == {}
     assert {p.dtype for p in kernel.out_params} <= {np.dtype(dtype)}
     return kernel, [a for a in arguments if a is not None]
+
+
+def test_every_fused_function_is_tested():
+    fused = {name for name, f in vars(kernels).items() if hasattr(f, "__wrapped__")}
+    assert {function.__name__ for function, _ in FUSED.values()} == fused
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -227,7 +230,7 @@ def test_cupy_traces_a_fused_function_and_nvrtc_compiles_the_kernel(name, dtype,
 
 @pytest.fixture(scope="module")
 def on_the_cpu(cupy, recorder, tmp_path_factory):
-    """CuPy's kernels by (name, dtype), with a loop in place of the GPU's threads: a library for this processor."""
+    """CuPy's kernels by (name, dtype), compiled for this processor, with a loop in place of the GPU's threads."""
     if not shutil.which("g++"):
         pytest.skip("there is no C++ compiler")
     source, kernels = ["#include <cmath>\n#include <algorithm>\nusing namespace std;\n#define __device__ static\n"], {}
@@ -272,6 +275,6 @@ def test_a_kernel_computes_what_numpy_does(name, dtype, on_the_cpu):
         *(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else kinds[type(a)](a) for a in here),
     )
     returned = function(*arguments) or ()
-    wanted = [a for a in arguments if isinstance(a, np.ndarray)] + list(returned)
-    for a, b in zip(wanted, [a for a in here if isinstance(a, np.ndarray)], strict=True):
+    expected = [a for a in arguments if isinstance(a, np.ndarray)] + list(returned)
+    for a, b in zip(expected, [a for a in here if isinstance(a, np.ndarray)], strict=True):
         np.testing.assert_allclose(b, np.broadcast_to(a, shape), rtol=1e-5 if dtype == "float32" else 1e-13, atol=1e-30)

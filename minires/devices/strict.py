@@ -3,14 +3,14 @@
     net.to("strict")
     python -m minires train --device strict
 
-Code that runs here uses only functions, parameters and conversions that CuPy has: cupy_names.json holds them, recorded
+Code that runs here uses only functions, parameters and conversions that CuPy has: cupy_names.json lists them, recorded
 from the real package by tests/record_cupy.py. What NumPy allows and a GPU makes impossible or slow:
 
-    mixing      an array of the device and one of the host never meet in one operation
-    waiting     float(x), bool(x), x[mask] need the numbers, so the host waits until the device is done
-    launching   each operation starts a kernel, which takes the host some 7 microseconds
+    mixing      one operation cannot take an array of the device and one of the host
+    waiting     float(x), bool(x), x[mask] need the numbers, so the host waits until the device has finished
+    launching   each operation starts a kernel, which takes the host about 7 microseconds
 
-The first is refused; `counting` counts the other two, and the copies between host and device:
+The first is an error; `counting` counts the other two, and the copies between host and device:
 
     with counting() as made:
         loss.backward()
@@ -39,7 +39,8 @@ from minires.backend import Backend, register
 @cache
 def names() -> dict[str, Any]:
     """The record: CuPy's functions and methods with their parameters, its ufuncs with their methods, and the rest."""
-    return json.loads(Path(__file__).with_name("cupy_names.json").read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads(Path(__file__).with_name("cupy_names.json").read_text(encoding="utf-8"))
+    return record
 
 
 # ---- what is counted
@@ -47,21 +48,21 @@ def names() -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Counts:
-    """How often each function did what. One call is one launch, though CuPy may need several kernels for it."""
+    """Calls by function name. Each call is one launch, though CuPy may need several kernels for it."""
 
     launches: Counter[str] = field(default_factory=Counter)
     uploads: Counter[str] = field(default_factory=Counter)  # host to device
     downloads: Counter[str] = field(default_factory=Counter)  # device to host
-    waits: Counter[str] = field(default_factory=Counter)  # the host stands still until the device is done
+    waits: Counter[str] = field(default_factory=Counter)  # the host waits until the device has finished
 
 
 _counting: list[Counts] = []
-_thread = threading.local()  # .tracing while a function is being fused
+_thread = threading.local()  # .tracing: a function is being fused
 
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """Count what happens inside, in all threads."""
+    """Count inside the `with` block, in all threads."""
     made = Counts()
     _counting.append(made)
     try:
@@ -81,14 +82,14 @@ def _tracing() -> bool:
 
 def _not_fused(what: str) -> None:
     if _tracing():
-        raise TypeError(f"cupy.fuse: {what} can't be fused; ufuncs, operators, astype and copy can")
+        raise TypeError(f"cupy.fuse: expected ufuncs, operators, astype and copy, got {what}")
 
 
 # ---- arrays
 
 
 class StrictArray(NDArrayOperatorsMixin):
-    """An array of the pretend device: around a NumPy array, which it hands out to nobody."""
+    """An array of the pretend device: wraps a NumPy array, which is never exposed."""
 
     __slots__ = ("_array",)
 
@@ -96,15 +97,15 @@ class StrictArray(NDArrayOperatorsMixin):
         self._array = array
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        raise TypeError("an array of the device does not become a NumPy array unasked; use to_host(x)")
+        raise TypeError("an array of the device is not converted to a NumPy array implicitly; use to_host(x)")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *arguments: Any, **keywords: Any) -> Any:
-        """Operators come here, and np.exp(x)."""
+        """Called for operators and np.exp(x)."""
         function = getattr(xp, ufunc.__name__)
         return (function if method == "__call__" else getattr(function, method))(*arguments, **keywords)
 
     def __array_function__(self, function: Any, _: Any, arguments: Any, keywords: Any) -> Any:
-        """np.pad(x) and its like come here."""
+        """Called for np.pad(x) and other functions."""
         found: Any = xp
         try:
             for part in [*function.__module__.split(".")[1:], function.__name__]:
@@ -119,19 +120,24 @@ class StrictArray(NDArrayOperatorsMixin):
         if any(getattr(part, "dtype", None) == np.dtype(bool) for part in _parts(index)):
             _note("waits", "x[mask]")  # only the device knows how many entries there are
         result = self._array[index]
-        if isinstance(result, np.generic):  # of a single entry, too, CuPy gives a view
+        if isinstance(result, np.generic):  # CuPy gives a view even of a single entry
             result = self._array[(*_parts(index), ...)]
-        return _done("x[index]", result, [self._array])
+        view: StrictArray = _done("x[index]", result, [self._array])
+        return view
 
     def __setitem__(self, index: Any, value: Any) -> None:
         _not_fused("x[index] = value")
         if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
-            raise ValueError("x[index] = value: the value must be a number or an array of the device")
+            raise ValueError(
+                f"x[index] = value: expected a number or an array of the device, got {type(value).__name__}"
+            )
         index = _index(index)
         if any(isinstance(part, np.ndarray) for part in _parts(index)):
             entries = np.arange(self._array.size).reshape(self._array.shape)[index]
             if len(np.unique(entries)) < entries.size:
-                raise ValueError("x[index] = value: the index names an entry twice; which value it gets is undefined")
+                raise ValueError(
+                    "x[index] = value: expected each entry once, got one twice; its value would be undefined"
+                )
         self._array[index] = value._array if isinstance(value, StrictArray) else value
         _note("launches", "x[index] = value")
 
@@ -163,8 +169,8 @@ class StrictArray(NDArrayOperatorsMixin):
     def __getattr__(self, name: str) -> Any:
         """The attributes and methods that CuPy's arrays have."""
         known = names()["array"]
-        if name not in known or name in ("base", "data", "flat"):  # the last three would hand out the NumPy array
-            raise AttributeError(f"cupy.ndarray or its stand-in has no attribute {name!r}")
+        if name not in known or name in ("base", "data", "flat"):  # the last three would expose the NumPy array
+            raise AttributeError(f"cupy.ndarray, or this stand-in for it, has no attribute {name!r}")
         if name not in ("astype", "copy", "dtype", "ndim"):
             _not_fused(f"x.{name}")
         if known[name] is None:
@@ -181,7 +187,7 @@ class StrictArray(NDArrayOperatorsMixin):
 
 
 class _Traced(StrictArray):
-    """An argument of a function that is being fused, or what came of it."""
+    """An argument of a function that is being fused, or a result in it."""
 
     __slots__ = ()
 
@@ -191,7 +197,7 @@ def _parts(index: Any) -> tuple[Any, ...]:
 
 
 def _index(index: Any) -> Any:
-    """An index for NumPy. Lists and arrays of the host are allowed here: CuPy copies them to the device."""
+    """An index for NumPy. Lists and host arrays are allowed here: CuPy copies them to the device."""
     if isinstance(index, tuple):
         return tuple(_index(part) for part in index)
     if isinstance(index, list | np.ndarray):
@@ -211,15 +217,17 @@ def _host(x: Any) -> Any:
     """The NumPy array behind an array of the device, also inside lists and tuples."""
     if isinstance(x, StrictArray):
         if not isinstance(x, _Traced):
-            _not_fused("an array that is no argument of the function")
+            _not_fused("an array that is not an argument of the function")
         return x._array
     if isinstance(x, np.ndarray):
-        raise TypeError(f"an array of the host, shape {x.shape}, meets the device; take it there with to_device")
+        raise TypeError(
+            f"expected arrays of the device, got a host array of shape {x.shape}; convert it with to_device"
+        )
     return _each(_host, x)
 
 
 def _wrap(x: Any) -> Any:
-    """An array of the device, also for a NumPy scalar: what a reduction leaves has no axes, but is no float."""
+    """An array of the device, also for a NumPy scalar: the result of a full reduction has no axes, but is no float."""
     if isinstance(x, np.ndarray | np.generic):
         return (_Traced if _tracing() else StrictArray)(np.asarray(x))
     return _each(_wrap, x)
@@ -238,19 +246,27 @@ def _download(name: str, x: StrictArray) -> np.ndarray:
 
 # ---- functions
 
-WAITING = {"argwhere", "bincount", "extract", "flatnonzero", "histogram", "nonzero", "unique"}  # size of result unknown
-TRUTHS = {"allclose", "array_equal", "array_equiv"}  # Python's bool in NumPy, an array in CuPy
+WAITING = {
+    "argwhere",
+    "bincount",
+    "extract",
+    "flatnonzero",
+    "histogram",
+    "nonzero",
+    "unique",
+}  # the size of the result is unknown
+BOOLEAN = {"allclose", "array_equal", "array_equiv"}  # Python's bool in NumPy, an array in CuPy
 FROM_HOST = {"array", "asanyarray", "asarray", "ascontiguousarray"}
 
 
 @cache
 def _signature(text: str) -> Signature:
-    """What the record writes as "a, axis=, *, out="."""
+    """The signature that the record writes as "a, axis=, *, out="."""
     return signature(eval(f"lambda {text.replace('=', '=None')}: None"))
 
 
 def _check(name: str, text: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name, where CuPy takes them all."""
+    """The arguments by name, if CuPy takes them all."""
     try:
         return _signature(text).bind(*arguments, **keywords).arguments
     except TypeError as error:
@@ -258,7 +274,7 @@ def _check(name: str, text: str, arguments: tuple[Any, ...], keywords: dict[str,
 
 
 def _compute(name: str, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """Call a function of NumPy with what is behind the arrays."""
+    """Call a NumPy function with the NumPy arrays behind its arguments."""
     inputs, out = _host(arguments), keywords.get("out")
     with np.errstate(all="ignore"):  # a GPU is silent about overflow
         result = function(*inputs, **{key: _host(value) for key, value in keywords.items()})
@@ -271,7 +287,7 @@ def _compute(name: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 
 
 def _done(name: str, result: Any, inputs: Any) -> Any:
-    """Wrap a result and count its launch: none where it only is a view of an input, or new memory."""
+    """Wrap a result and count its launch: none if it is only a view of an input, or new memory."""
     made, given = list(_arrays(result)), list(_arrays(inputs))
     views = made and all(any(np.may_share_memory(a, b) for b in given) for a in made)
     if (made or result is None) and not views and name not in ("empty", "empty_like"):
@@ -296,9 +312,11 @@ class _Ufunc:
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         allowed = {"out"} if _tracing() else set(names()["ufunc_keywords"])
         if wrong := keywords.keys() - allowed:
-            raise TypeError(f"cupy.{self._name}: wrong arguments: {', '.join(sorted(wrong))}")
+            raise TypeError(
+                f"cupy.{self._name}: expected only {', '.join(sorted(allowed))}, got {', '.join(sorted(wrong))}"
+            )
         if any(isinstance(a, list | tuple) for a in arguments):
-            raise TypeError(f"cupy.{self._name}: a list or tuple is no array here")
+            raise TypeError(f"cupy.{self._name}: expected arrays and numbers, got a list or tuple")
         if isinstance(keywords.get("out"), tuple) and len(keywords["out"]) == 1:  # of x += y
             keywords["out"] = keywords["out"][0]
         return _compute(self._name, self._ufunc, arguments, keywords)
@@ -308,13 +326,13 @@ class _Ufunc:
         if method not in names()["ufuncs"][self._name].split():
             raise NotImplementedError(f"cupy.{self._name}.{method} is not supported")
         name, function = f"{self._name}.{method}", getattr(self._ufunc, method)
-        if method == "at":  # its index may come from the host
+        if method == "at":  # its index may be on the host
             return lambda a, index, *b: _compute(name, lambda x, *y: function(x, _index(index), *y), (a, *b), {})
         return lambda *a, **k: _compute(name, function, a, k)
 
 
 class _Module:
-    """NumPy's functions, those that CuPy has too, and with its parameters."""
+    """The functions that NumPy and CuPy share, with CuPy's parameters."""
 
     def __init__(self, path: str = ""):
         self._path = path
@@ -338,9 +356,9 @@ class _Module:
 
 
 def _function(path: str, text: str) -> Callable[..., Any]:
-    numpys: Any = np
+    numpy_function: Any = np
     for part in path.split("."):
-        numpys = getattr(numpys, part)
+        numpy_function = getattr(numpy_function, part)
 
     def function(*arguments: Any, **keywords: Any) -> Any:
         _not_fused(path)
@@ -350,14 +368,14 @@ def _function(path: str, text: str) -> Callable[..., Any]:
             _note("uploads", path)
             return StrictArray(np.array(first, by_name.get("dtype")))  # a copy, as on a GPU
         keywords.pop("blocking", None)
-        result = _compute(path, numpys, arguments, keywords)
-        return _wrap(np.bool_(result)) if path in TRUTHS else result
+        result = _compute(path, numpy_function, arguments, keywords)
+        return _wrap(np.bool_(result)) if path in BOOLEAN else result
 
     return function
 
 
 class _Generator:
-    """The random generator: with the methods of CuPy's, and other numbers."""
+    """A random generator with the methods of CuPy's, but other numbers."""
 
     def __init__(self, seed: Any = None):
         self._rng = np.random.default_rng(seed)
@@ -369,7 +387,7 @@ class _Generator:
 
 
 def fuse(kernel_name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """One launch for a whole function of ufuncs, as `cupy.fuse(kernel_name=...)` makes it."""
+    """Make one launch of a function of ufuncs, as `cupy.fuse(kernel_name=...)` does."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def fused(*arguments: Any) -> Any:
