@@ -1,9 +1,9 @@
-"""Write down which names, parameters and ufunc methods CuPy has, for the stand-in (minires/devices/strict.py).
+"""Record which names, parameters and ufunc methods CuPy has, for the pretend GPU (minires/devices/strict.py).
 
     pip install cupy-cuda12x
     python tests/record_cupy.py
 
-Needs the package, no GPU. tests/test_cupy.py holds the record against the package that is installed.
+Needs the package, but no GPU. tests/test_cupy.py compares the record with the installed package.
 """
 
 import inspect
@@ -20,7 +20,7 @@ UFUNC_KEYWORDS = ("axis", "casting", "dtype", "initial", "keepdims", "order", "o
 
 
 def device_array(shape, dtype="float32"):
-    """An array that CuPy takes for one of a GPU; without a GPU a pointer to nowhere, which nobody may follow."""
+    """An array that CuPy believes to be on a GPU; without a GPU its memory does not exist and must not be read."""
     if cupy.is_available():
         return cupy.ones(shape, dtype)
     memory = cupy.cuda.UnownedMemory(1 << 40, 1 << 20, None, 0)
@@ -28,10 +28,10 @@ def device_array(shape, dtype="float32"):
 
 
 def parameters(function):
-    """The parameters as text, "a, axis=, *, out=": names, order, and which have a default."""
+    """The parameters as text, "a, axis=, *, out=": names, order, and "=" for a default."""
     try:
         found = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # compiled: the first line of its help has them, "name(self, int axis=-1) -> ..."
+    except (TypeError, ValueError):  # compiled: in the first line of its help, "name(self, int axis=-1) -> ..."
         inside = re.search(r"\((.*?)\)( ->|$)", (function.__doc__ or "").splitlines()[0])
         parts = [part.split("=") for part in re.sub(r"'[^']*'", "''", inside[1]).split(", ")] if inside else []
         words = [name.split()[-1] + "=" * bool(default) for name, *default in parts if name not in ("", "self", "/")]
@@ -50,20 +50,20 @@ def parameters(function):
 
 
 def keywords_in_source(function):
-    """What a function takes out of its **kwargs, where it then refuses the rest."""
+    """The keywords that a function takes from its **kwargs, if it refuses all others."""
     source = inspect.getsource(function)
     return re.findall(r"kwargs\.pop\('(\w+)'", re.sub(r"#.*", "", source)) if "if kwargs:" in source else []
 
 
 def refused(call, *arguments, **keywords):
-    """Whether CuPy says no by itself, before it looks for a GPU."""
+    """Whether CuPy refuses the call by itself, before it looks for a GPU."""
     try:
         call(*arguments, **keywords)
     except NotImplementedError:
         return True
     except TypeError as error:
         return "Wrong arguments" in str(error)
-    except Exception:  # no GPU: as far as one can get
+    except Exception:  # no GPU
         return False
     return False
 
