@@ -4,9 +4,9 @@
 # **After this chapter you can**
 # - count the weights and the multiply-adds of any net with a pencil, and check yourself with `mr.summarise`;
 # - build a bottleneck block, and say what it saves and what it gives up;
-# - explain how ResNet-50 can cost what ResNet-34 did, and a fifth of what VGG-19 did;
-# - read the listing of ResNet-50 that most people meet first, and find its two slips;
-# - carry weights to PyTorch and back without mixing up a single axis.
+# - explain how ResNet-50 can cost as much as ResNet-34, and a fifth of VGG-19;
+# - read the listing of ResNet-50 that most people meet first, and find its two mistakes;
+# - move weights to PyTorch and back without mixing up a single axis.
 #
 # **You need** chapter 4 (what a 1x1 convolution does) and chapter 7 (shortcuts, and the options A, B and C).
 #
@@ -34,33 +34,31 @@ from IPython.display import Markdown
 import minires as mr
 from minires import nn, plots
 from minires.course import drawings
-from minires.paper import tables
-from minires.training.checkpoint import load_state
 from minires.data import Loader, Normalise
 from minires.optim import one_cycle
+from minires.paper import tables
 from minires.resnet import BasicBlock, Bottleneck
-from minires.training.config import open_data
-from minires.training.loop import evaluate
+from minires.training.checkpoint import load_state
 
 plots.notebook_style()
 
 # %% [markdown]
 # ## 1. What a layer costs
 #
-# Depth helps, if the shortcuts are there. So let us go deeper. But each layer costs time, and on ImageNet a net of 34
-# layers already trains for days. How deep can you go for the same money?
+# Depth helps, if there are shortcuts. So let us go deeper. But each layer costs time, and on ImageNet a net of 34
+# layers already trains for days. How deep can you go for the same price?
 #
-# Two prices stand on a convolution:
+# A convolution has two prices:
 #
 # - its **weights**: $KH \cdot KW \cdot C \cdot F$. They must be stored, and learned;
-# - its **multiply-adds**: at every place of the output each weight is used once. So it is places times weights,
+# - its **multiply-adds**: at every position of the output each weight is used once. So it is positions times weights,
 #   $OH \cdot OW \cdot KH \cdot KW \cdot C \cdot F$. That is the work, for one image.
 #
 # Take a typical layer of ResNet-34: maps of 56x56 pixels, 64 channels in, 64 out, a 3x3 kernel.
 
 # %%
 weights = 3 * 3 * 64 * 64
-print(f"{weights:,} weights, used at {56 * 56:,} places: {56 * 56 * weights:,} multiply-adds")
+print(f"{weights:,} weights, used at {56 * 56:,} positions: {56 * 56 * weights:,} multiply-adds")
 
 layer = nn.Conv2d(64, 64, 3, padding=1, rng=np.random.default_rng(0))
 counted = mr.summarise(layer, (56, 56, 64)).total
@@ -79,8 +77,8 @@ for kernel, c, f in ((3, 64, 64), (3, 256, 256), (1, 256, 256), (1, 256, 64)):
     )
 
 # %% [markdown]
-# Four times as wide costs sixteen times as much, because channels count twice: those in and those out. The kernel
-# counts nine.
+# Four times as wide costs sixteen times as much, because channels count twice: those in and those out. The kernel adds
+# a factor of nine.
 #
 # So the expensive thing is a 3x3 kernel *on many channels*. A 3x3 on few channels is cheap. A 1x1 on many channels is
 # cheap. Can we have both, and no 3x3 on many channels at all?
@@ -93,7 +91,7 @@ for kernel, c, f in ((3, 64, 64), (3, 256, 256), (1, 256, 256), (1, 256, 64)):
 # 2. a **3x3** looks around, on those 64 only;
 # 3. a **1x1** mixes them up to 256 again, so that they can be added to what came in.
 #
-# Drawn with the width for the number of channels, it looks like its name:
+# If we draw the number of channels as width, it looks like its name:
 
 # %%
 rng = np.random.default_rng(0)
@@ -102,14 +100,14 @@ block = Bottleneck(256, 64, 1, "B", rng)
 drawings.widths({"basic block": narrow, "bottleneck": block, "a wide basic block": wide})
 
 # %% [markdown]
-# Under each kernel stands the number of its weights. Add them up yourself before you go on:
+# Below each kernel is the number of its weights. Add them up yourself before you go on:
 #
 # - basic block on 64 channels: $2 \cdot 9 \cdot 64 \cdot 64 = 73{,}728$;
 # - bottleneck on 256 channels: $256 \cdot 64 + 9 \cdot 64 \cdot 64 + 64 \cdot 256 = 69{,}632$;
 # - basic block on 256 channels: $2 \cdot 9 \cdot 256 \cdot 256 = 1{,}179{,}648$.
 #
-# The bottleneck carries four times as many channels as the basic block on the left, has three layers where that has
-# two, and costs less. Against the basic block of the same width, on the right, it costs a seventeenth.
+# The bottleneck carries four times as many channels as the basic block on the left, has three layers instead of two,
+# and costs less. Compared with the basic block of the same width, on the right, it costs a seventeenth.
 #
 # The library's count has a little more: each norm has a gamma and a beta for each channel.
 
@@ -120,14 +118,14 @@ print(mr.summarise(block, (56, 56, 256)).table())
 # What does it give up?
 #
 # - The 3x3 sees 64 mixtures of the channels, not all 256. Each block has to choose what is worth looking at.
-# - One look around in place of two. A basic block sees 5x5 pixels of its input, a bottleneck 3x3.
+# - It looks around once instead of twice. A basic block sees 5x5 pixels of its input, a bottleneck 3x3.
 # - Memory: look at the last column of the table. It is the wide maps that fill it, and they cost hardly any
-#   multiply-adds. Training keeps all of these numbers for the way back. We shall meet them again.
+#   multiply-adds. Training keeps all of these numbers for the backward pass. We will meet them again.
 #
-# So a bottleneck is *not* a better block. It is a cheaper one, and the money goes into depth. The paper says so: deeper
+# So a bottleneck is *not* a better block. It is a cheaper one, and the savings go into depth. The paper says so: deeper
 # nets of basic blocks gain from depth too, but they cost more (section 4.1).
 #
-# In the code there is no surprise. `Bottleneck.forward` is `BasicBlock.forward` with one more line.
+# There is no surprise in the code: `Bottleneck.forward` is `BasicBlock.forward` with one more line.
 #
 # ## 3. What the shortcut must not cost
 #
@@ -137,9 +135,9 @@ print(mr.summarise(block, (56, 56, 256)).table())
 # **Predict.** How much would that add to the block?
 
 # %%
-for option in "BC":
-    total = mr.summarise(Bottleneck(256, 64, 1, option, rng), (56, 56, 256)).total
-    print(f"option {option}: {total.parameters:8,} parameters, {total.multiply_adds:12,} multiply-adds")
+for shortcut in "BC":
+    total = mr.summarise(Bottleneck(256, 64, 1, shortcut, rng), (56, 56, 256)).total
+    print(f"option {shortcut}: {total.parameters:8,} parameters, {total.multiply_adds:12,} multiply-adds")
 
 # %% [markdown]
 # It would double the price. In a basic block a projection is a ninth of each 3x3, a small extra. In a bottleneck it is
@@ -149,7 +147,7 @@ for option in "BC":
 # ## 4. From 34 layers to 50
 #
 # ResNet-34 has 16 basic blocks: 3, 4, 6 and 3 in its four stages. With the first convolution and the linear layer that
-# makes $16 \cdot 2 + 2 = 34$ layers. Put a bottleneck in the place of every block:
+# makes $16 \cdot 2 + 2 = 34$ layers. Replace every block by a bottleneck:
 #
 # $$ 16 \cdot 3 + 2 = 50. $$
 #
@@ -178,8 +176,8 @@ print(f"{b.parameters / a.parameters:.2f} times the parameters,")
 print(f"{b.activation_bytes / a.activation_bytes:.1f} times the memory for activations")
 
 # %% [markdown]
-# Sixteen layers more, for 5 % more work. (Parameters grow a little more: the last maps have 2,048 channels in place of
-# 512, so the linear layer behind them has four times as many weights.) The memory is what the price list hides.
+# Sixteen more layers, for 5 % more work. (Parameters grow a little more: the last maps have 2,048 channels instead of
+# 512, so the linear layer after them has four times as many weights.) Memory is what the price list hides.
 #
 # Look along the stages of any of these nets, and something odd turns up:
 
@@ -189,47 +187,26 @@ for row in summaries[34].blocks:
         print(f"{row.name}: {row.kernels:18} on {row.output[0]:2}x{row.output[1]:<2} {row.multiply_adds:,}")
 
 # %% [markdown]
-# Every block costs the same, to the last multiplication (but for the first of each stage). From stage to stage the map
-# has half the height and half the width, so a quarter of the places. The channels double, in and out, so there are four
-# times as many weights. One cancels the other. The designers chose it so: no stage is the expensive one.
+# Every block costs the same, to the last multiplication (except the first of each stage). From stage to stage the map
+# has half the height and half the width, so a quarter of the positions. The channels double, in and out, so there are
+# four times as many weights. The two cancel. The designers chose it this way: no stage is the expensive one.
 #
 # ## 5. A fifth of VGG-19
 #
-# Before ResNets, VGG-19 was among the nets to beat: 16 convolutions, all 3x3, and three linear layers. Its list fits
-# into a line.
+# Before ResNets, VGG-19 was among the nets to beat: 16 convolutions, all 3x3, and three linear layers. The list of its
+# convolutions fits on one line.
 #
 # **Predict.** ResNet-50 has two and a half times as many layers. Which of the two takes more multiply-adds?
 
 # %%
-size, c, work, stored, dearest = 224, 3, 0, 0, 0
-for f in (
-    64,
-    64,
-    "pool",
-    128,
-    128,
-    "pool",
-    256,
-    256,
-    256,
-    256,
-    "pool",
-    512,
-    512,
-    512,
-    512,
-    "pool",
-    512,
-    512,
-    512,
-    512,
-    "pool",
-):
-    if f == "pool":
+size, c, work, stored, largest = 224, 3, 0, 0, 0
+for layer in "64 64 pool 128 128 pool 256 256 256 256 pool 512 512 512 512 pool 512 512 512 512 pool".split():
+    if layer == "pool":
         size //= 2
         continue
+    f = int(layer)
     adds = size * size * (3 * 3 * c * f)
-    work, stored, dearest = work + adds, stored + 9 * c * f + f, max(dearest, adds)  # VGG has biases
+    work, stored, largest = work + adds, stored + 9 * c * f + f, max(largest, adds)  # VGG has biases
     c = f
 for i, o in ((size * size * c, 4096), (4096, 4096), (4096, 1000)):  # the linear layers
     work, stored = work + i * o, stored + i * o + o
@@ -238,22 +215,22 @@ resnet = summaries[50].total
 for name, adds, parameters in (("VGG-19", work, stored), ("ResNet-50", resnet.multiply_adds, resnet.parameters)):
     print(f"{name:10} {adds / 1e9:5.2f} billion multiply-adds, {parameters / 1e6:5.1f} million parameters")
 print(f"ResNet-50 takes {resnet.multiply_adds / work:.1%} of VGG-19's work")
-print(f"\nVGG's dearest convolution alone: {dearest / 1e9:.2f} billion multiply-adds")
-print(f"VGG's first linear layer alone:  {7 * 7 * 512 * 4096 / 1e6:.1f} million weights")
+print(f"\nVGG's largest convolution alone:  {largest / 1e9:.2f} billion multiply-adds")
+print(f"VGG's first linear layer alone: {7 * 7 * 512 * 4096 / 1e6:.1f} million weights")
 
 # %% [markdown]
-# A fifth. Where does VGG's money go? Its second layer is a 3x3 on 64 channels of *224x224* pixels, and that one layer
-# costs half a ResNet-50. A ResNet shrinks the picture first: stride 2 in the first convolution, stride 2 in the
-# pooling, and the stages begin at 56x56, a sixteenth of the places.
+# A fifth. What does VGG spend its work on? Its second layer is a 3x3 on 64 channels of *224x224* pixels, and that one
+# layer costs half a ResNet-50. A ResNet shrinks the image first: stride 2 in the first convolution, stride 2 in the
+# pooling, and the stages start at 56x56, a sixteenth of the positions.
 #
-# And VGG's parameters? They sit in one linear layer that reads every place of the last map by itself. A ResNet averages
-# over the map first (global average pooling, chapter 4). Nothing of that has to do with residual learning. It is good
-# housekeeping.
+# And VGG's parameters? Most are in one linear layer that has separate weights for every position of the last map. A
+# ResNet averages over the map first (global average pooling, chapter 4). None of this has to do with residual learning.
+# It is good housekeeping.
 #
 # ## 6. The family, block by block
 #
-# Three deeper nets come from the same recipe, with more blocks: 3, 4, 6, 3 for 50 layers; 3, 4, 23, 3 for 101; 3, 8,
-# 36, 3 for 152.
+# Three nets follow the same plan, with more and more blocks: 3, 4, 6, 3 for 50 layers; 3, 4, 23, 3 for 101; 3, 8, 36, 3
+# for 152.
 
 # %%
 paper = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}  # Table 1, billions of multiply-adds
@@ -269,8 +246,8 @@ for depth, found in summaries.items():
 figure, (bars, errors) = plt.subplots(1, 2, figsize=(8.5, 3.4), width_ratios=(1.5, 1))
 names = [f"ResNet-{depth}" for depth in summaries]
 left = np.zeros(len(names))
-looks = zip(("layer1", "layer2", "layer3", "layer4"), plots.COLOURS, ("", "//", "..", "xx"), strict=False)
-for stage, colour, hatch in looks:
+styles = zip(("layer1", "layer2", "layer3", "layer4"), plots.COLOURS, ("", "//", "..", "xx"), strict=False)
+for stage, colour, hatch in styles:
     part = [next(row for row in s.stages if row.name == stage).multiply_adds / 1e9 for s in summaries.values()]
     bars.barh(names, part, left=left, color=colour, hatch=hatch, edgecolor="white", label=stage)
     left += part
@@ -278,7 +255,7 @@ rest = [s.total.multiply_adds / 1e9 for s in summaries.values()] - left
 bars.barh(names, rest, left=left, color="#bbbbbb", label="first and last layer")
 bars.barh(["VGG-19"], [work / 1e9], color="#777777")
 bars.invert_yaxis()
-bars.set_xlabel("multiply-adds for an image, billions")
+bars.set_xlabel("multiply-adds per image, billions")
 bars.legend(fontsize=8, loc="upper right")
 reported = {18: 27.88, 34: 24.52, 50: 22.85, 101: 21.75, 152: 21.43}
 x = [summaries[depth].total.multiply_adds / 1e9 for depth in reported]
@@ -291,15 +268,15 @@ errors.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# On the left: where the work is. Nearly all extra blocks go to the third stage, the maps of 14x14. And even 152 layers
-# cost less than VGG's 19.
+# On the left: where the work is. Nearly all extra blocks go into the third stage, with maps of 14x14. And even 152
+# layers cost less than VGG's 19.
 #
 # On the right: what the work buys (errors from the paper's Tables 2 and 3, ten crops, 18 layers with option A, the
 # others with B; we have not trained these nets). From 34 to 50 the point hardly moves to the right, yet the error falls
-# clearly. That step is the bottleneck's: 16 layers more and wider maps, with 17 % more parameters.
+# clearly. That step is due to the bottleneck: 16 more layers and wider maps, with 17 % more parameters.
 #
 # Here is ResNet-50 with all its blocks. Find the first block of each stage: it has a `+`, the projection on its
-# shortcut, and a `/2`, its stride (but the first stage, which only widens 64 channels to 256).
+# shortcut, and a `/2`, its stride (except in the first stage, which only widens 64 channels to 256).
 
 # %%
 print(summaries[50].table().split("\nstage")[0])
@@ -307,11 +284,10 @@ print(summaries[50].table().split("\nstage")[0])
 # %% [markdown]
 # ### Where should the stride be?
 #
-# The first block of a stage has three convolutions, and one of them must have the stride 2. The paper puts it into the
-# first 1x1, as the table above shows. torchvision, and minires unless told otherwise, put it into the 3x3
-# (`stride_in`).
+# The first block of a stage has three convolutions, and one of them must have stride 2. The paper puts it into the
+# first 1x1, as the table above shows. torchvision puts it into the 3x3, and so does minires by default (`stride_in`).
 #
-# **Predict.** A 1x1 kernel with stride 2: which of its input's pixels can have any influence on the output?
+# **Predict.** A 1x1 kernel with stride 2: which pixels of its input can influence the output at all?
 
 # %%
 seen = {}
@@ -324,8 +300,8 @@ for stride_in in ("1x1", "3x3"):
 drawings.numbers(seen)
 
 # %% [markdown]
-# A 1 marks a pixel that got any gradient, in any of 32 pictures. With the stride in the 1x1, three quarters of the
-# pixels get none: the block is blind to them, on the shortcut as well. The 3x3 sees them all. What does sight cost?
+# A 1 marks a pixel that got any gradient, in any of 32 images. With the stride in the 1x1, three quarters of the pixels
+# get none: the block is blind to them, on the shortcut as well. The 3x3 sees them all. What does sight cost?
 
 # %%
 ours = mr.summarise(mr.build("resnet50"), (224, 224, 3)).total
@@ -338,7 +314,7 @@ print(f"the same {ours.parameters:,} parameters: {ours.parameters == resnet.para
 # ## 7. The listing you may have seen
 #
 # Many people meet ResNet-50 as a page of Keras code with two functions, `conv_block` and `identity_block`. It was
-# written in 2016 and has been copied ever since. You can read it now. Here is what its names are called here:
+# written in 2016 and has been copied ever since. Now you can read it. This is how its names translate:
 #
 # | in the listing | here |
 # | --- | --- |
@@ -355,27 +331,28 @@ print(f"the same {ours.parameters:,} parameters: {ours.parameters == resnet.para
 # | average pooling 7x7, then flatten | `global_avg_pool` |
 # | a dense layer with softmax | `fc`; the softmax is in `mr.cross_entropy` |
 #
-# Weights lie as ours do, `(KH, KW, C, F)`, and images are channel last. The stride is in the 1x1, as in the paper.
+# Its weights have the same layout as ours, `(KH, KW, C, F)`, and its images are channel last too. The stride is in the
+# 1x1, as in the paper.
 #
-# **The first slip: biases.** Keras gives a convolution a bias unless told not to, and the listing doesn't tell. People
-# quote its size as 25,636,712 parameters. Ours has 25,557,032.
+# **The first mistake: biases.** Keras gives a convolution a bias by default, and the listing does not turn it off.
+# People quote its size as 25,636,712 parameters. Ours has 25,557,032.
 #
-# **Predict.** Are these 79,680 numbers the biases? There is one for each channel that comes out of a convolution. Count
-# them: a bottleneck of width $w$ puts out $w + w + 4w$ channels, and a projection $4w$.
+# **Predict.** Are these 79,680 numbers the biases? There is one for each output channel of a convolution. Count them:
+# the convolutions of a bottleneck of width $w$ have $w + w + 4w$ output channels, and a projection $4w$.
 
 # %%
 by_hand = 64  # the first convolution
 for blocks, w in zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True):
-    by_hand += blocks * (w + w + 4 * w) + 4 * w  # one projection a stage
+    by_hand += blocks * (w + w + 4 * w) + 4 * w  # one projection per stage
 net = mr.build("resnet50")
 convs = [module for _, module in net.modules() if isinstance(module, nn.Conv2d)]
 print(f"{len(convs)} convolutions, {sum(conv.weight.shape[-1] for conv in convs):,} channels out; by hand {by_hand:,}")
 print(f"25,636,712 - 25,557,032 = {25_636_712 - 25_557_032:,} = {(25_636_712 - 25_557_032) / by_hand:g} x {by_hand:,}")
 
 # %% [markdown]
-# Exactly three times as many! Only a third of the difference are biases. A norm follows each convolution, and each norm
+# Exactly three times as many! Only a third of the difference is biases. A norm follows each convolution, and each norm
 # keeps a running mean and a running variance for each channel. Keras counts these two among its "total parameters", as
-# "non-trainable" ones. We call them buffers and don't count them: nothing learns them.
+# "non-trainable" ones. We call them buffers and don't count them, since they are not learned.
 
 # %%
 buffers = sum(array.size for _, array in net.named_buffers())
@@ -384,7 +361,7 @@ print(f"+ a bias per channel:  {ours.parameters + by_hand:,}   (what Keras calls
 print(f"+ mean and variance:   {ours.parameters + by_hand + buffers:,}   (what Keras calls total)")
 
 # %% [markdown]
-# So the slip itself is 26,560 biases. Is it a slip at all? What does a bias do in front of a norm? **Predict**, then
+# So the mistake itself is 26,560 biases. Is it a mistake at all? What does a bias do before a norm? **Predict**, then
 # look: the same convolution without a bias, and with one of about 10.
 
 # %%
@@ -404,15 +381,15 @@ y.backward(rng.standard_normal(y.shape))
 print(f"largest gradient: {np.abs(w.grad).max():.0e} of a weight, {np.abs(bias.grad).max():.0e} of a bias")
 
 # %% [markdown]
-# Nothing. The norm subtracts the mean of each channel, and the bias with it. Its gradient is zero but for rounding, so
-# it never learns. It costs memory and time, and it does no harm. The norm's own beta comes after the subtraction and
-# does the bias's work.
+# Nothing. The norm subtracts the mean of each channel, and the bias with it. The gradient of the bias is zero up to
+# rounding, so it never learns. It costs memory and time, but it does no harm. The norm's own beta comes after the
+# subtraction and does the job of a bias.
 #
-# > **Aside: when a bias is right.** In evaluation the mean and variance are constants, and the norm is a scale and a
-# > shift of each channel. Then it can be multiplied into the convolution's weight, and what is left over *is* a bias:
-# > one layer in place of two. Programs that only run nets do that. It is exercise 9.5.
+# > **Aside: when a bias is right.** In evaluation mode the mean and variance are constants, and the norm is a scale and
+# > a shift of each channel. Then the scale can be multiplied into the convolution's weights, and what is left over *is*
+# > a bias: one layer instead of two. Programs that only run nets do that. It is exercise 9.5.
 #
-# **The second slip: a pooling that pools nothing.** In one copy of the listing the 7x7 average pooling became
+# **The second mistake: a pooling that pools nothing.** In one copy of the listing the 7x7 average pooling became
 # `AveragePooling2D((1, 1))`. The mean of one number is that number:
 
 # %%
@@ -422,23 +399,23 @@ print(f"features for the linear layer: {2048:,} with global pooling, {7 * 7 * 20
 print(f"its weights for 1,000 classes: {2048 * 1000:,} and {7 * 7 * 2048 * 1000:,}")
 
 # %% [markdown]
-# The linear layer alone would have four times as many weights as all of ResNet-50. Why did nobody notice? For pictures
-# of 32x32 pixels the last map is 1x1, and there is nothing left to pool. The slip waits for the first larger picture.
+# The linear layer alone would have four times as many weights as all of ResNet-50. Why did nobody notice? For images of
+# 32x32 pixels the last map is 1x1, and there is nothing left to pool. The mistake waits for the first larger image.
 #
-# Lessons for reading other people's nets: count the parameters and compare; and ask of each layer what would change
-# without it.
+# The lessons for reading other people's nets: count the parameters and compare; and for each layer, ask what would
+# change without it.
 #
 # ## 8. A bottleneck net learns
 #
-# Now a small one, live: `bottleneck20`, three stages with two bottlenecks each, on pictures of 16x16 pixels so that it
-# is quick. Beside it its relative of basic blocks, `resnet14`: also two blocks a stage.
+# Now a small one, live: `bottleneck20`, three stages with two bottlenecks each, on images of 16x16 pixels so that it is
+# quick. We compare it with its relative made of basic blocks, `resnet14`, which also has two blocks per stage.
 
 # %%
-data = open_data("auto")
+data = mr.open_data("auto")
 
 
 def half(images):
-    """Every 2x2 pixels become their mean: (N, 32, 32, 3) -> (N, 16, 16, 3)."""
+    """The mean of every 2x2 pixels: (N, 32, 32, 3) -> (N, 16, 16, 3)."""
     n = len(images)
     return images.reshape(n, 16, 2, 16, 2, 3).mean(axis=(2, 4)).round().astype(np.uint8)
 
@@ -450,12 +427,12 @@ for name in ("resnet14", "bottleneck20"):
     total = mr.summarise(mr.build(name), (16, 16, 3)).total
     print(
         f"{name:13} {total.parameters:9,} parameters {total.multiply_adds:11,} multiply-adds "
-        f"{total.activation_bytes / 2**10:8,.0f} KiB of activations an image"
+        f"{total.activation_bytes / 2**10:8,.0f} KiB of activations per image"
     )
 
 # %% [markdown]
-# It is 34 and 50 over again: 6 layers more, about the same price. So a training step should take about the same time.
-# **Predict.** Does it?
+# It is 34 and 50 all over again: 6 more layers, about the same price. So a training step should take about the same
+# time. **Predict.** Does it?
 
 
 # %%
@@ -470,16 +447,17 @@ def train_step(net, optimiser, x, y):
 x, y = normalise(images[:64]), labels[:64]
 nets = {name: mr.build(name) for name in ("resnet14", "bottleneck20")}
 optimisers = {name: mr.SGD(net.parameters(), lr=0.1) for name, net in nets.items()}
-took = dict.fromkeys(nets, 0.0)
+seconds = dict.fromkeys(nets, 0.0)
 for k in range(7):
-    for name in nets:  # in turn, so that whatever else the machine does troubles both alike
+    for name in nets:  # in turn, so that whatever else the machine does affects both
         start = time.process_time()  # the work of all threads
         train_step(nets[name], optimisers[name], x, y)
-        took[name] += (time.process_time() - start) * (k > 0)  # the first round warms up
-print(f"bottleneck20 takes {took['bottleneck20'] / took['resnet14']:.2f} times as long a step")
+        if k > 0:  # the first round warms up
+            seconds[name] += time.process_time() - start
+print(f"a step of bottleneck20 takes {seconds['bottleneck20'] / seconds['resnet14']:.2f} times as long")
 
 # %% [markdown]
-# Longer. Multiply-adds are a price list, not a stopwatch. The bottleneck's wide maps must be fetched from memory and
+# Longer. Multiply-adds are a price list, not a stopwatch. The bottleneck's wide maps must be read from memory and
 # written back, by every norm and every ReLU, and that costs time without a single multiply-add. Chapter 10 measures it.
 #
 # Now let it learn, with half the usual width, which is enough for shapes.
@@ -494,26 +472,27 @@ for epoch in range(epochs):
     for k, (x, y) in enumerate(loader.epoch(epoch)):
         optimiser.lr = schedule(epoch * len(loader) + k)
         losses.append(train_step(net, optimiser, x, y))
-    _, accuracy = evaluate(net, test_images, test_labels, normalise)
+    _, accuracy = mr.evaluate(net, test_images, test_labels, normalise)
     print(f"epoch {epoch + 1}: training loss {np.mean(losses):.3f}, test accuracy {accuracy:.1%}", flush=True)
 
 # %% [markdown]
-# It learns, and its curve would go on. And on real CIFAR-10? `bottleneck29` costs as many multiply-adds as ResNet-20.
-# Both in 5 epochs of the recipe `fast` (`python -m minires reproduce bottleneck`, and `shortcuts` for ResNet-20):
+# It learns, and more epochs would improve it further. And on real CIFAR-10? `bottleneck29` takes as many multiply-adds
+# as ResNet-20. Here are both after 5 epochs of the recipe `fast` (`python -m minires reproduce bottleneck`, and
+# `shortcuts` for ResNet-20):
 
 # %%
 Markdown(tables.bottleneck(Path("..", "results")) or "Not recorded yet.")
 
 # %% [markdown]
 # Here, with few epochs (and one seed each), the bottleneck loses: more errors, and more time. It was not made for
-# narrow nets, whose 3x3 convolutions are cheap. Count what looks at neighbours: 10 convolutions of 3x3 in
-# `bottleneck29`, 19 in ResNet-20. Where maps are 512 or 2,048 channels wide, two 3x3 convolutions are beyond price, and
+# narrow nets, whose 3x3 convolutions are cheap. Count the layers that look at neighbours: 10 convolutions of 3x3 in
+# `bottleneck29`, 19 in ResNet-20. Where maps are 512 or 2,048 channels wide, two 3x3 convolutions are unaffordable, and
 # the bottleneck is what makes depth possible at all.
 #
 # ## 9. Our weights, in PyTorch's layout
 #
 # A trained net is its numbers. Others should be able to use them, and most others use PyTorch. It keeps the same
-# numbers under the same names, but their axes stand in another order, because PyTorch's images are `(N, C, H, W)`:
+# numbers under the same names, but their axes are in another order, because PyTorch's images are `(N, C, H, W)`:
 #
 # | | in PyTorch and in our files | in memory here |
 # | --- | --- | --- |
@@ -521,7 +500,7 @@ Markdown(tables.bottleneck(Path("..", "results")) or "Not recorded yet.")
 # | linear | `(F, C)` | `(C, F)` |
 # | norms, biases | `(C,)` | `(C,)` |
 #
-# `mr.save_weights` turns them on the way out, `mr.load_weights` on the way in:
+# `mr.save_weights` transposes them when it writes, `mr.load_weights` when it reads:
 
 # %%
 net.eval()
@@ -529,7 +508,7 @@ with TemporaryDirectory() as folder:
     file = Path(folder) / "bottleneck20.safetensors"
     mr.save_weights(net, file)
     print(f"{file.name}: {file.stat().st_size:,} bytes\n")
-    stored, _ = load_state(file)  # the arrays as they lie in the file
+    stored, _ = load_state(file)  # the arrays as they are in the file
     copy = mr.build("bottleneck20", seed=1, width=8).eval()
     mr.load_weights(copy, file)
 
@@ -551,7 +530,7 @@ with mr.no_grad():
 print("the copy, built with another seed, gives the same logits, bit for bit:", same)
 
 # %% [markdown]
-# On the other side, in PyTorch, the file is read as it is (this is not run here, as minires doesn't need PyTorch):
+# In PyTorch, the file is read as it is (this is not run here, since minires doesn't need PyTorch):
 #
 #     from safetensors.torch import load_file
 #     model.load_state_dict(load_file("bottleneck20.safetensors"))
@@ -564,35 +543,35 @@ print("the copy, built with another seed, gives the same logits, bit for bit:", 
 # %%
 f, _, i, j = np.indices((2, 1, 2, 2)) + 1
 theirs = 100 * f + 10 * i + j  # (F, C, KH, KW); 212: the second filter, its first row, second column
-turned, reshaped = theirs.transpose(2, 3, 1, 0), theirs.reshape(2, 2, 1, 2)
+transposed, reshaped = theirs.transpose(2, 3, 1, 0), theirs.reshape(2, 2, 1, 2)
 drawings.numbers(
-    {"PyTorch's second filter": theirs[1, 0], "transposed": turned[:, :, 0, 1], "reshaped": reshaped[:, :, 0, 1]}
+    {"PyTorch's second filter": theirs[1, 0], "transposed": transposed[:, :, 0, 1], "reshaped": reshaped[:, :, 0, 1]}
 )
 
 # %% [markdown]
-# The transpose brings each number to its place. The reshape fills the shape in the order of memory: our second filter
-# now has numbers of both. Nothing complains, as the shapes fit.
+# The transpose moves each number to its place. The reshape fills the shape in memory order: our second filter now has
+# numbers from both. Nothing complains, since the shapes fit.
 #
-# **Predict.** Load the trained net's weights by reshape. What is its test accuracy?
+# **Predict.** Load the trained net's weights with reshape. What is its test accuracy?
 
 # %%
 correct = net.state_dict()
 broken = {name: stored[name].reshape(array.shape) for name, array in correct.items()}
 for how, state in (("transposed", correct), ("reshaped", broken)):
     copy.load_state_dict(state)
-    _, accuracy = evaluate(copy, test_images, test_labels, normalise)
+    _, accuracy = mr.evaluate(copy, test_images, test_labels, normalise)
     print(f"{how:11} test accuracy {accuracy:.1%}")
 
 # %% [markdown]
 # Guessing. And the most treacherous case is a *square* one: a linear layer with as many features in as out, or a
-# convolution with as many channels in as out, where even a forgotten transpose has the right shape. Never trust shapes.
-# Compare the *logits* of one picture on both sides.
+# convolution with as many channels in as out, where the shape is right even if the transpose is forgotten. Never trust
+# shapes. Compare the *logits* of one image in both libraries.
 #
 # ## 10. A file from somewhere else
 #
-# Files that others publish have the same numbers in slightly different wrapping: every name begins with `module.`, or
-# the arrays lie in a dict called `state_dict`, or PyTorch's norms have counted their batches. `mr.load_torch_weights`
-# understands these:
+# Published files have the same numbers in slightly different wrapping: every name begins with `module.`, or the arrays
+# are in a dict called `state_dict`, or PyTorch's norms have counted their batches. `mr.load_torch_weights` understands
+# all of these:
 
 # %%
 wrapped = {"state_dict": {f"module.{name}": array for name, array in stored.items()}}
@@ -606,10 +585,10 @@ except ValueError as error:
     print(f"into a net of another width: {str(error)[:150]} ...")
 
 # %% [markdown]
-# Do you have a published file? Write its path here, and which net it is for.
+# Do you have a published file? Enter its path below, and which net it is for.
 #
-# - `resnet50` and its family: torchvision's weights. Where PyTorch is installed, this writes a file that needs no
-#   PyTorch any more:
+# - `resnet50` and its family: torchvision's weights. Where PyTorch is installed, this writes a file that can be read
+#   without PyTorch:
 #
 #       import safetensors.torch, torchvision
 #       weights = torchvision.models.resnet50(weights="DEFAULT").state_dict()
@@ -623,72 +602,73 @@ published, name = "", "resnet20"
 mean, scale = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 if not published:
-    print("no file named; the cell above this one tells where there are some")
+    print("no file named; the text above says where to find some")
 else:
     theirs = mr.build(name)
     mr.load_torch_weights(theirs, published)
     print(f"{name}: {sum(p.size for p in theirs.parameters()):,} parameters from {Path(published).name}")
     if data.name == "cifar10" and theirs.fc.weight.shape[1] == 10:
-        _, accuracy = evaluate(theirs, data.test_images, data.test_labels, Normalise(255 * mean, 1 / (255 * scale)))
+        _, accuracy = mr.evaluate(theirs, data.test_images, data.test_labels, Normalise(255 * mean, 1 / (255 * scale)))
         print(f"error on the {len(data.test_images):,} test images of CIFAR-10: {1 - accuracy:.2%}")
     else:
         print("loaded; a net for CIFAR-10 can be tested here if MINIRES_DATA names a folder with CIFAR-10")
 
 # %% [markdown]
-# The mean and scale in that cell belong to the file as much as its weights do: a net knows only pictures that were
+# The mean and scale in that cell belong to the file as much as its weights do: a net only understands images that are
 # prepared as in its training. Both sources named above subtract the mean colour of *ImageNet* and divide by its
-# standard deviation. A forgotten or another normalisation is the commonest reason why a published net "doesn't work".
+# standard deviation. A missing or different normalisation is the most common reason why a published net "doesn't work".
 #
 # ## Summary
 #
-# - A convolution has $KH \cdot KW \cdot C \cdot F$ weights and takes places times weights multiply-adds. Channels count
-#   twice.
-# - A bottleneck is 1x1 down, 3x3 on a quarter of the channels, 1x1 up. On 256 channels it costs what a basic block
-#   costs on 64.
-# - It is not better than a basic block, only cheaper. The savings buy depth: ResNet-50 for the work of ResNet-34.
+# - A convolution has $KH \cdot KW \cdot C \cdot F$ weights and takes positions times weights multiply-adds. Channels
+#   count twice.
+# - A bottleneck is 1x1 down, 3x3 on a quarter of the channels, 1x1 up. On 256 channels it costs about as much as a
+#   basic block on 64.
+# - It is not better than a basic block, only cheaper. The savings buy depth: ResNet-50 for the price of ResNet-34.
 # - Its shortcut must be the identity: a projection would double the block.
 # - Half the size and twice the channels: each block of a net costs the same.
-# - ResNet-50 takes a fifth of VGG-19's multiply-adds. Early shrinking and global pooling do much of that.
+# - ResNet-50 takes a fifth of VGG-19's multiply-adds, above all because it shrinks the image early. Global pooling
+#   saves parameters.
 # - Multiply-adds are not time. The wide maps of a bottleneck fill the memory and must be moved.
-# - Weights change layout by transpose, never by reshape.
+# - To change the layout of weights, transpose; never reshape.
 #
 # ## Common mistakes
 #
 # - **"A bottleneck is more accurate."** A *deeper* net is, and the bottleneck pays for it.
-# - **A ReLU behind the last 1x1**, before the sum. What the block adds could then never be negative. (Chapter 7.)
-# - **The stride in two convolutions at once**, which quarters the map where it should be halved.
-# - **`width` taken for the channels that come out.** A bottleneck of width 64 puts out 256.
-# - **Counting buffers as parameters**, or comparing a count that has them with one that has not.
-# - **A bias in front of a norm.** Harmless, and useless.
+# - **A ReLU after the last 1x1**, before the sum. What the block adds could then never be negative. (Chapter 7.)
+# - **The stride in two convolutions at once**, which quarters the map when it should be halved.
+# - **`width` mistaken for the output channels.** A bottleneck of width 64 outputs 256.
+# - **Counting buffers as parameters**, or comparing a count that includes them with one that does not.
+# - **A bias before a norm.** Harmless, and useless.
 # - **Multiply-adds and FLOP mixed up.** A multiply-add is two floating-point operations; some tables count one, some
 #   two.
-# - **Reshape for transpose**, see section 9; and a linear layer that was not transposed because it happened to be
-#   square.
-# - **Pictures prepared otherwise than in training.**
+# - **Reshape instead of transpose**, see section 9; and a linear layer that was not transposed because it happened to
+#   be square.
+# - **Images not prepared as in training.**
 #
 # ## Three questions
 #
 # <details><summary>1. A bottleneck reduces 256 channels to 64. Does the block lose the other information?</summary>
 #
-# Only $F$ does. The shortcut hands on all 256 channels as they are, and $F$ adds a correction that it computed from 64
-# mixtures. A *plain* bottleneck net would really have to squeeze everything through 64 channels, block after block.
+# Only $F$ does. The shortcut passes on all 256 channels unchanged, and $F$ adds a correction computed from 64 mixtures.
+# A *plain* bottleneck net would really have to squeeze everything through 64 channels, block after block.
 #
 # </details>
 #
 # <details><summary>2. Why do 50 layers have more parameters than 34 (25.6 against 21.8 million), when the multiply-adds
 # are nearly the same?</summary>
 #
-# A weight's price in multiply-adds is the number of places where it is used. Weights of the last stage (7x7) are cheap:
-# 49 uses. The linear layer's are used once. ResNet-50 has more of these cheap weights: 2,048 channels at the end need a
-# larger linear layer, and the projections of the last stages are large.
+# A weight's price in multiply-adds is the number of positions where it is used. Weights of the last stage (7x7) are
+# cheap: 49 uses. Those of the linear layer are used once. ResNet-50 has more of these cheap weights: 2,048 channels at
+# the end need a larger linear layer, and the projections of the last stages are large.
 #
 # </details>
 #
 # <details><summary>3. Could one make the middle even narrower, an eighth or a sixteenth of the ends?</summary>
 #
-# Yes. The 1x1 layers then take nearly all the work and the 3x3 nearly none, so that little of the net looks around. At
-# a quarter the two 1x1 have 32,768 weights and the 3x3 36,864: about half and half. Later nets went the other way: many
-# narrow groups (ResNeXt), or a *wide* middle with a 3x3 for each channel alone (MobileNetV2).
+# Yes. The 1x1 layers then take nearly all the work and the 3x3 nearly none, so little of the net looks around. At a
+# quarter, the two 1x1 have 32,768 weights and the 3x3 has 36,864: about half and half. Later nets went the other way:
+# many narrow groups (ResNeXt), or a *wide* middle with a separate 3x3 for each channel (MobileNetV2).
 #
 # </details>
 #
@@ -733,10 +713,10 @@ hint("9.1")
 # %% [markdown]
 # ## Read on
 #
-# - `minires/resnet.py`: `Bottleneck` beside `BasicBlock`, and `IMAGENET`, the family in seven lines.
-# - `minires/summary.py`: `summarise` sends one picture through the net and writes down what passes.
-# - `minires/training/checkpoint.py`: the only place where the two layouts meet, and what it takes to read a file that you can't
-#   trust.
+# - `minires/resnet.py`: `Bottleneck` next to `BasicBlock`, and `IMAGENET`, the family in seven lines.
+# - `minires/summary.py`: `summarise` sends one image through the net and records each layer.
+# - `minires/training/checkpoint.py`: the only place where the two layouts meet, and what it takes to read a file that
+#   you can't trust.
 # - **Chapter 10, On the GPU**, asks where the time goes, if not into multiply-adds.
 # - Sources: He et al. 2016, sections 3.3 and 4.1, Table 1 and Figure 5; Simonyan and Zisserman 2015, "Very deep
 #   convolutional networks for large-scale image recognition" (VGG); Lin et al. 2014, "Network in network" (1x1

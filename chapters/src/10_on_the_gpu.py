@@ -2,9 +2,9 @@
 # # 10. On the GPU
 #
 # **After this chapter you can**
-# - move a training to a GPU with one flag, and say what changes by it and what does not;
+# - move training to a GPU with one flag, and say what changes and what does not;
 # - profile a training step and read the result;
-# - compute the arithmetic intensity of a layer, and tell from a roofline what holds it up;
+# - compute the arithmetic intensity of a layer, and see from a roofline what limits it;
 # - say when a GPU will be *slower* than your laptop, and why;
 # - find the mistakes that only a GPU punishes, without having one.
 #
@@ -14,7 +14,7 @@
 #
 # > **A word of honesty.** The authors of minires have never run it on a GPU. What they did instead is part of this
 # > chapter, and so is a test that *you* can run if you have one. Times on a GPU are computed here, from a data sheet
-# > and from a figure measured without a GPU, and are called so.
+# > and from a figure measured without a GPU, and are marked as such.
 
 # %% tags=["hide-input"]
 # Run this first. Where minires is missing, it installs the checkout that this notebook lies in.
@@ -39,14 +39,14 @@ from matplotlib.ticker import LogLocator
 
 import minires as mr
 from minires import nn, plots
-from minires.devices import doctor
-from minires.devices import strict
-from minires.backend import array_module, device_of, fuse, gpu_status, one_blas_thread, to_device, to_host
+from minires.backend import array_module, device_of, to_device, to_host
 from minires.data import Normalise
-from minires.training.config import open_data
+from minires.devices import doctor, strict
+from minires.kernels import fuse
+from minires.parallel import one_blas_thread
 
 plots.notebook_style()
-mr.set_num_threads(1)  # what is measured here shall not depend on the number of cores
+mr.set_num_threads(1)  # what is measured here should not depend on the number of cores
 clock = time.thread_time  # nor on other programs: this clock runs only while we compute
 if time.get_clock_info("thread_time").resolution > 1e-6:  # too coarse on Windows
     clock = time.perf_counter
@@ -56,26 +56,27 @@ if time.get_clock_info("thread_time").resolution > 1e-6:  # too coarse on Window
 #
 #     python -m minires train resnet20 --device gpu
 #
-# That is all. In your own code it is two words: the net goes to the device, and each batch goes to the device.
+# That is all. In your own code you move two things to the device: the net, and each batch.
 #
 #     net = mr.build("resnet20").to("gpu")
 #     x = to_device(x, "gpu")
 #
-# Can this machine do it? minires looks, and says what is missing:
+# Can this machine do it? minires checks, and says what is missing:
 
 # %%
-print(gpu_status().sentence)
+print(doctor.gpu_status().sentence)
 
 # %% [markdown]
-# How can one code serve both? **CuPy** is a library that has NumPy's functions under NumPy's names, for arrays that lie
-# in the memory of an NVIDIA GPU. So an operation must only ask *whose* array it was given, and use that library:
+# How can the same code serve both? **CuPy** is a library that has NumPy's functions under NumPy's names, for arrays in
+# the memory of an NVIDIA GPU. So an operation only has to ask *whose* array it was given, and use that library:
 
 # %%
-print(inspect.getsource(mr.relu))
+print(inspect.getsource(mr.log_softmax))
 
 # %% [markdown]
-# `array_module(x.data)` is `numpy` or `cupy`. Operators such as `grad * (out > 0)` ask nobody: the array knows what to
-# do. All of minires is written in this way. Only one file knows the name CuPy:
+# `array_module(x.data)` is `numpy` or `cupy`. Operators and methods, such as `-` and `.sum()`, need no such question:
+# the array knows what to do. All of minires is written this way. Only two files import CuPy: one registers its arrays,
+# the other checks whether it works:
 
 # %%
 source = Path(mr.__file__).parent
@@ -83,9 +84,9 @@ users = [file.name for file in sorted(source.rglob("*.py")) if "import cupy" in 
 print("files that import cupy:", users)
 
 # %% [markdown]
-# You most likely have no GPU before you. minires brings a **stand-in**: `--device strict`. It computes with NumPy, and
-# so it is no faster. But its arrays behave as CuPy's do. They live "elsewhere", and they refuse what CuPy refuses. For
-# all we want to learn in this chapter it is as good as a GPU.
+# You most likely have no GPU in front of you. minires includes a **stand-in**: `--device strict`. It computes with
+# NumPy, so it is no faster. But its arrays behave like CuPy's. They live "elsewhere", and they refuse what CuPy
+# refuses. For everything we want to learn in this chapter it is as good as a GPU.
 
 # %%
 rng = np.random.default_rng(0)
@@ -101,13 +102,13 @@ print("and back:", type(to_host(there)).__name__)
 # the same? To the last digit?
 
 # %%
-data = open_data("auto")
+data = mr.open_data("auto")
 normalise = Normalise.channels(data.train_images)
 images, labels = normalise(data.train_images[:256]), data.train_labels[:256]
 
 
 def trainer(name, device, **options):
-    """A net on a device, and a function that trains it a step and returns the loss, a Tensor on the device."""
+    """A net on a device, and a function that trains it for a step and returns the loss, a Tensor on the device."""
     net = mr.build(name, **options).to(device)
     optimiser = mr.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
@@ -130,9 +131,9 @@ for k in range(1, 17):
         print(f"step {k:2}: loss {a:.7f} on cpu, {b:.7f} on strict; weights differ by {gap:.0e} at most")
 
 # %% [markdown]
-# The same, but for rounding. On the CPU a batch is summed in chunks; there it is summed as a whole, and on a GPU in yet
-# another order. Sums in a computer depend on the order a little (chapter 2), and training makes such a difference grow
-# from step to step. After some hundred steps two runs differ visibly, though neither is worse.
+# The same, up to rounding. On the CPU a batch is summed in chunks; there it is summed in one piece, and on a GPU in yet
+# another order. Sums in a computer depend a little on the order (chapter 2), and training makes such a difference grow
+# from step to step. After a few hundred steps two runs differ visibly, though neither is worse.
 #
 # | stays the same | changes |
 # | --- | --- |
@@ -144,11 +145,11 @@ for k in range(1, 17):
 #
 # ## 3. Where the time goes
 #
-# Before you make something fast, find out what is slow. Python brings a profiler. It writes down, for every function,
-# how often it was called and how long it took.
+# Before you make something fast, find out what is slow. Python includes a profiler. It records, for every function, how
+# often it was called and how long it took.
 #
-# **Predict.** Of a training step of ResNet-20: which part of the time goes to the convolutions? To the norms? To
-# everything else (loss, optimiser, Python itself)?
+# **Predict.** In a training step of ResNet-20, how much of the time goes to the convolutions? To the norms? To
+# everything else (ReLU, loss, optimiser, Python itself)?
 
 # %%
 net, step = trainer("resnet20", "cpu")
@@ -162,24 +163,25 @@ stats = pstats.Stats(profiler)
 
 
 def seconds(file, *functions):
-    """Time inside functions of a file of minires, with all that they call."""
+    """Time inside functions of a file of minires, including everything they call."""
     return sum(row[3] for (path, _, name), row in stats.stats.items() if Path(path).name == file and name in functions)
 
 
 parts = {
     "convolution, forward": seconds("conv.py", "conv2d"),
     "convolution, backward": seconds("conv.py", "backward"),
-    "batch norm + ReLU, forward": seconds("norm.py", "batch_norm"),
-    "batch norm + ReLU, backward": seconds("norm.py", "backward"),
-    "shortcut + ReLU": seconds("functional.py", "add_relu", "subsample_and_pad", "backward"),
+    "batch norm, forward": seconds("norm.py", "batch_norm"),
+    "batch norm, backward": seconds("norm.py", "backward"),
+    "ReLU": seconds("functional.py", "relu", "backward"),
+    "shortcuts": seconds("functional.py", "subsample_and_pad") + seconds("parallel.py", "add"),
     "optimiser": seconds("optim.py", "step"),
 }
-parts["all else"] = stats.total_tt - sum(parts.values())
+parts["everything else"] = stats.total_tt - sum(parts.values())
 shares = {name: t / stats.total_tt for name, t in parts.items()}
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6.4, 2.9))
-colours = [plots.COLOURS[0]] * 2 + [plots.COLOURS[1]] * 2 + ["#999999"] * 3
+colours = [plots.COLOURS[0]] * 2 + [plots.COLOURS[1]] * 2 + ["#999999"] * 4
 bars = axes.barh(list(shares), [100 * share for share in shares.values()], color=colours)
 axes.bar_label(bars, [f"{share:.0%}" for share in shares.values()], padding=3, fontsize=9)
 axes.invert_yaxis()
@@ -188,68 +190,67 @@ plt.show()
 
 # %% [markdown]
 # Most of it is convolution, and more of it backward than forward: backward computes two gradients. That is no surprise.
-# But look at the norms. How much do they *compute*? Count: for each number, a norm with its ReLU does about 7
-# operations forward and 10 backward. A convolution does $2 \cdot KH \cdot KW \cdot C$, three times (once forward, twice
-# backward).
+# But look at the norms. How much do they *compute*? Count: for each number, a norm does about 6 operations forward and
+# 7 backward. A convolution does $2 \cdot KH \cdot KW \cdot C$, three times (once forward, twice backward).
 
 # %%
 layers = mr.summarise(net, (32, 32, 3)).layers
 convolutions = sum(3 * 2 * row.multiply_adds for row in layers)
-norms = sum(17 * np.prod(row.output) for row in layers if row.kind == "BatchNorm2d")
-time_of_norms = shares["batch norm + ReLU, forward"] + shares["batch norm + ReLU, backward"]
-print(f"convolutions: {convolutions / 1e6:6.1f} million operations an image")
-print(f"norms:        {norms / 1e6:6.1f} million operations an image")
+norms = sum(13 * np.prod(row.output) for row in layers if row.kind == "BatchNorm2d")
+time_of_norms = shares["batch norm, forward"] + shares["batch norm, backward"]
+print(f"convolutions: {convolutions / 1e6:6.1f} million operations per image")
+print(f"norms:        {norms / 1e6:6.1f} million operations per image")
 print(f"the norms do {norms / (norms + convolutions):.1%} of the arithmetic, and take {time_of_norms:.1%} of the time")
 
 # %% [markdown]
-# So arithmetic can't be what they spend their time on. (Chapter 9 met the same riddle: a bottleneck net with as many
+# So arithmetic can't be what they spend their time on. (Chapter 9 had the same riddle: a bottleneck net with as many
 # multiply-adds takes longer.)
 #
-# ## 4. Fetching is work too
+# ## 4. Moving data is work too
 #
-# A processor computes only on what has arrived. Numbers come from the main memory, and results go back there. For every
-# layer we can count both: the operations, and the bytes that must be moved at the very least. Their quotient is the
-# **arithmetic intensity**:
+# A processor can only compute with numbers that have arrived. They come from the main memory, and results go back
+# there. For every layer we can count both: the operations, and the bytes that must at least be moved. Their quotient is
+# the **arithmetic intensity**:
 #
 # $$ I = \frac{\text{floating-point operations}}{\text{bytes moved}}. $$
 #
-# Take ReLU, in float32. For each number: read 4 bytes, compare, write 4 bytes. One operation for 8 bytes: $I = 1/8$.
+# Take ReLU, in float32. For each number: read 4 bytes, compare, write 4 bytes. One operation per 8 bytes: $I = 1/8$.
 #
-# A batch norm with its ReLU, forward: the numbers are read twice (once for mean and variance, once to be scaled) and
-# written once, 12 bytes. About 7 operations: $I \approx 0.6$.
+# A batch norm, forward: the numbers are read twice (once for mean and variance, once to be scaled) and written once, 12
+# bytes. About 6 operations: $I \approx 0.5$.
 #
-# Now a 3x3 convolution from 64 to 64 channels. **Predict** roughly: 1? 10? 100? For each place:
+# Now a 3x3 convolution from 64 to 64 channels. **Predict** roughly: 1? 10? 100? For each position:
 #
 # - operations: $2 \cdot 9 \cdot 64 \cdot 64 = 73{,}728$;
-# - bytes: 64 numbers in and 64 out, $128 \cdot 4 = 512$. (The weights are few, and are read once for all places.)
+# - bytes: 64 numbers in and 64 out, $128 \cdot 4 = 512$. (The weights are few, and are read once for all positions.)
 
 # %%
 for kernel, c, f in ((3, 64, 64), (3, 32, 32), (3, 16, 16), (1, 64, 64), (1, 64, 16)):
     print(f"{kernel}x{kernel} convolution, {c} -> {f} channels: {2 * kernel**2 * c * f / (4 * (c + f)):8.3f}")
-print(f"batch norm with ReLU:               {7 / 12:8.3f}")
-print(f"ReLU alone:                         {1 / 8:8.3f}   FLOP a byte")
+print(f"batch norm:                         {6 / 12:8.3f}")
+print(f"ReLU:                               {1 / 8:8.3f}   FLOP per byte")
 
 # %% [markdown]
-# A thousand times as much as ReLU. A convolution uses each number that it fetched again and again: for nine places of
+# A thousand times as much as ReLU. A convolution uses each number it has read again and again: for nine positions of
 # the kernel, for all filters. An elementwise operation uses it once and throws it away.
 #
-# The 1x1 convolutions stand in between. Few channels, small kernel, little reuse: that is what half of a bottleneck
+# The 1x1 convolutions are in between. Few channels, small kernel, little reuse: that is what half of a bottleneck
 # consists of.
 #
 # ## 5. The roofline
 #
-# What speed can an operation reach? There are two limits, and it can't beat either:
+# How fast can an operation be? There are two limits, and it can't beat either:
 #
 # $$ \text{speed} \;\le\; \min(\text{peak},\; I \cdot \text{bandwidth}). $$
 #
-# The **peak** is how many operations a second the processor can do at best. The **bandwidth** is how many bytes a
-# second the memory can move. Both can be measured: a large matrix product does nearly nothing but compute, and a copy
+# The **peak** is how many operations per second the processor can do at best. The **bandwidth** is how many bytes per
+# second the memory can move. Both can be measured: a large matrix product does almost nothing but compute, and a copy
 # does nothing but move.
 
 
 # %%
 def best(action, budget=0.3):
-    """The shortest time of an action, tried again and again: whatever else the machine does only makes it longer."""
+    """The shortest of many times of an action: whatever else the machine does can only make it longer."""
     times, end = [], time.perf_counter() + budget
     with one_blas_thread():
         while len(times) < 3 or time.perf_counter() < end:
@@ -265,28 +266,24 @@ map_shape = (256, 32, 32, 64)  # large, so that it must come from the main memor
 x, other = rng.standard_normal(map_shape, np.float32), np.ones(map_shape, np.float32)
 bandwidth = 2 * x.nbytes / best(lambda: np.copyto(other, x))  # each byte is read and written
 print(f"peak {peak / 1e9:.0f} GFLOP/s, bandwidth {bandwidth / 1e9:.0f} GB/s, with one thread")
-print(f"below {peak / bandwidth:.1f} FLOP a byte the memory is the limit, above it the arithmetic")
+print(f"below {peak / bandwidth:.1f} FLOP per byte the memory is the limit, above it the arithmetic")
 
 # %% [markdown]
-# Now measure real operations, and see how near they come. (Forward only; backward looks much the same.)
+# Now measure real operations, and see how close they get. (Forward only; backward looks much the same.)
 
 # %%
 tensor, ones, zeros = mr.Tensor(x), mr.Tensor(np.ones(64, np.float32)), mr.Tensor(np.zeros(64, np.float32))
+statistics = np.zeros(64, np.float32), np.ones(64, np.float32)
 points = {"convolution": {}, "norm and ReLU": {}}
 for size, kernel, c, f in ((32, 3, 16, 16), (16, 3, 32, 32), (8, 3, 64, 64), (32, 1, 64, 16)):
-    picture = mr.Tensor(rng.standard_normal((64, size, size, c), np.float32))
+    image = mr.Tensor(rng.standard_normal((64, size, size, c), np.float32))
     weight = mr.Tensor(rng.standard_normal((kernel, kernel, c, f), np.float32))
     flop = 2 * 64 * size**2 * kernel**2 * c * f
-    t = best(lambda picture=picture, weight=weight, pad=kernel // 2: mr.conv2d(picture, weight, padding=pad))
+    t = best(lambda image=image, weight=weight, pad=kernel // 2: mr.conv2d(image, weight, padding=pad))
     name = f"{kernel}x{kernel}, {c}" + (f" to {f}" if f != c else "")
     points["convolution"][name] = kernel**2 * c * f / (2 * (c + f)), flop / t / 1e9
 for name, action, flop, moved in (
-    (
-        "batch norm with ReLU",
-        lambda: mr.batch_norm(tensor, ones, zeros, np.zeros(64, np.float32), np.ones(64, np.float32), relu=True),
-        7,
-        12,
-    ),
+    ("batch norm", lambda: mr.batch_norm(tensor, ones, zeros, *statistics), 6, 12),
     ("ReLU", lambda: mr.relu(tensor), 1, 8),
 ):
     points["norm and ReLU"][name] = flop / moved, flop * x.size / best(action) / 1e9
@@ -296,30 +293,31 @@ t4 = (8100, 300)
 plots.roofline({"this machine, one thread": (peak / 1e9, bandwidth / 1e9), "a T4 GPU, data sheet": t4}, points)
 
 # %% [markdown]
-# Read it like this. The solid line is the roof of this machine. Left of its bend the roof slopes: there the memory is
-# the limit, and faster arithmetic would help nothing. Right of the bend it is flat: there arithmetic is the limit.
+# Read it like this. The solid line is the roof of this machine. Left of its bend the roof slopes: there memory is the
+# limit, and faster arithmetic would not help. Right of the bend it is flat: there arithmetic is the limit.
 #
-# - The convolutions stand on the right, under the flat part. How near they come to it is how well the library is
-#   written. (What keeps them from it: im2col copies, and BLAS likes larger matrices than 16 columns.)
-# - Norm and ReLU stand on the left, under the slope. Their speed in GFLOP/s is miserable, and hardly their fault. The
-#   only cure is to *move less*: do several steps while a number is at hand. That is why `batch_norm` has its ReLU built
-#   in, and why `add_relu` is one operation. (The norm lies further below the slope than it might: NumPy makes a pass
-#   over the numbers for each step of the formula.)
-# - The 1x1 convolution is the one nearest to the bend.
+# - The convolutions are on the right, under the flat part. How close they get to it shows how well the library is
+#   written. (What keeps them from it: im2col copies, and BLAS prefers matrices with more than 16 columns.)
+# - Norm and ReLU are on the left, under the slope. Their speed in GFLOP/s is miserable, and that is hardly their fault.
+#   The only cure is to *move less*: do several steps while a number is at hand. That is why `batch_norm` first combines
+#   everything into two numbers per channel, so that only $y = \text{scale} \cdot x + \text{shift}$ is left to do for
+#   each pixel. (The norm is further below the slope than it has to be: NumPy makes one pass over the numbers for each
+#   step of a formula.)
+# - The 1x1 convolution is the one closest to the bend.
 #
-# (Does a point stand above the slope? Then part of its numbers were still in the processor's cache from the round
-# before, and did not have to come from the main memory.)
+# (Is a point above the slope? Then some of its numbers were still in the processor's cache from the previous round, and
+# did not have to come from the main memory.)
 #
-# The dashed line is a T4, a GPU that many people can use for nothing on the web; its figures are the data sheet's,
-# about 8,100 GFLOP/s and 300 GB/s. Both limits are far higher. But the bend lies further to the right than that of one
-# thread here. (With all its cores a CPU's bend moves to the right as well.) So *more* layers are limited by memory
+# The dashed line is a T4, a GPU that many people can use for free on the web; its figures are those of the data sheet,
+# about 8,100 GFLOP/s and 300 GB/s. Both limits are far higher. But the bend is further to the right than that of one
+# thread here. (With all its cores, a CPU's bend moves to the right as well.) So *more* layers are limited by memory
 # there, and moving less matters even more.
 #
-# ## 6. What it costs to begin
+# ## 6. What it costs to start
 #
 # A GPU does not read Python. For each operation the host prepares a **launch**: which kernel, which arrays, which
-# sizes. With CuPy that takes the host about 7 microseconds, whether the arrays hold ten numbers or ten million.
-# (An estimate: from the host's part alone, timed on a machine without a GPU.) NumPy has such a price too. Here it is:
+# sizes. With CuPy that takes the host about 7 microseconds, whether the arrays hold ten numbers or ten million. (This
+# is an estimate from the host's part alone, timed on a machine without a GPU.) NumPy has such a price too. Here it is:
 
 # %%
 one = np.ones(1, np.float32)
@@ -329,13 +327,13 @@ LAUNCH = 7e-6
 print(f"np.add of one number: {numpy_call * 1e6:.2f} microseconds; a launch: {LAUNCH * 1e6:.0f}")
 
 # %% [markdown]
-# How many launches has a training step? The stand-in counts. Take ResNet-20, and a tiny net with 64 inputs and one
-# hidden layer. **Predict** both numbers.
+# How many launches does a training step need? The stand-in counts them. Take ResNet-20, and a tiny net with 64 inputs
+# and one hidden layer. **Predict** both numbers.
 
 
 # %%
 def tiny(device):
-    """64 inputs, 32 hidden units, 10 classes; as `trainer` makes it."""
+    """A net with 64 inputs, 32 hidden units and 10 classes, and a function that trains it, as in `trainer`."""
     net = nn.Sequential(nn.Linear(64, 32, rng=rng), nn.ReLU(), nn.Linear(32, 10, rng=rng)).to(device)
     optimiser = mr.SGD(net.parameters(), lr=0.1, momentum=0.9)
 
@@ -354,15 +352,15 @@ for name, (_, step), inputs in (
 ):
     x, y = to_device(inputs[:2], "strict"), to_device(labels[:2], "strict")
     step(x, y)
-    with strict.counting() as made:
+    with strict.counting() as counts:
         step(x, y)
-    launches[name] = made.launches.total()
-    print(f"{name}: {launches[name]} launches a step, {1e3 * LAUNCH * launches[name]:.2f} ms of the host's time")
+    launches[name] = counts.launches.total()
+    print(f"{name}: {launches[name]} launches per step, {1e3 * LAUNCH * launches[name]:.2f} ms of the host's time")
 
 # %% [markdown]
-# The count does not depend on the batch: an operation on 1,000 images is one launch, as on one image. So this time is a
-# **floor**. However fast the GPU, a step can't be shorter. (And Python's own time, to find out what to launch, comes on
-# top.)
+# The count does not depend on the batch: an operation on 1,000 images is one launch, just as on one image. So this time
+# is a **floor**. However fast the GPU, a step can't be shorter. (And Python's own time, to find out what to launch, is
+# added to it.)
 #
 # Above the floor, the device's own time grows with the batch. Let us estimate it from the roofline: each layer takes
 # the longer of operations / peak and bytes / bandwidth. Host and device work at the same time, so the step takes the
@@ -375,10 +373,10 @@ for name, (_, step), inputs in (
 
 # %%
 def device_seconds(net, input_shape, batch, peak=8.1e12, bandwidth=300e9):
-    """At least so long takes a T4 for a training step, by its data sheet and a rough count.
+    """A lower bound for a training step on a T4, from its data sheet and a rough count.
 
-    Three products a layer. Columns (im2col) are written twice and read three times; the numbers of a layer's output are
-    moved some ten times, by the norm, the ReLU and their ways back.
+    Three products per layer. Columns (im2col) are written twice and read three times; the numbers of a layer's output
+    are moved about ten times, by the norm, the ReLU and their backward passes.
     """
     total = 0.0
     for row in mr.summarise(net, input_shape).layers:
@@ -405,7 +403,7 @@ for axes, (name, (measured, cpu, host, gpu)) in zip(row, panels.items(), strict=
     axes.plot(measured, 1e3 * np.array(cpu), "o-", label="this CPU, one thread, measured")
     axes.plot(batches, 1e3 * np.array(gpu), "s--", label="a T4 at best, computed")
     axes.axhline(1e3 * host, color="#888888", linestyle=":", label="launches alone: the floor")
-    axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="milliseconds a step", title=name)
+    axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="milliseconds per step", title=name)
     axes.set_xticks(batches, [str(n) for n in batches])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -428,18 +426,18 @@ for name, (measured, cpu, _, gpu) in panels.items():
 
 # %% [markdown]
 # **Tiny nets lose.** The tiny net's step is over on the CPU before the GPU's host has prepared its launches. A larger
-# batch costs the CPU little more, so there is little to gain. For nets as small as this one, stay at home.
+# batch costs the CPU only a little more, so there is little to gain. With nets as small as this one, stay on the CPU.
 #
-# **ResNet-20 wins**, and the more the larger the batch: the floor stays, the work grows. With small batches the GPU
-# idles and waits for Python. The practical rule: *the larger the batch and the wider the net, the more a GPU brings*.
+# **ResNet-20 wins**, and more so the larger the batch: the floor stays, the work grows. With small batches the GPU
+# idles and waits for Python. The practical rule: *the larger the batch and the wider the net, the more a GPU helps*.
 #
 # These are lower bounds for the GPU, from a data sheet. Real times are longer; by how much, nobody here knows.
 #
 # ### Fewer launches: fusing
 #
 # Several elementwise steps can be one kernel. CuPy makes such a kernel from Python code: it calls the function once
-# with stand-ins for the arrays, writes down what happens to them, and compiles that. In minires, `fuse` marks such
-# functions; with NumPy it does nothing.
+# with stand-ins for the arrays, records what happens to them, and compiles that. In minires, `fuse` marks such
+# functions; with NumPy it does nothing. (`minires/kernels.py` has all of them.)
 
 
 # %%
@@ -449,25 +447,24 @@ def scale_shift_relu(xp, x, scale, shift):
 
 fused = fuse("scale_shift_relu")(scale_shift_relu)
 x, scale, shift = (to_device(rng.standard_normal(s, np.float32), "strict") for s in ((8, 4, 4, 16), 16, 16))
-with strict.counting() as apart:
+with strict.counting() as separate:
     a = scale_shift_relu(strict.xp, x, scale, shift)
 with strict.counting() as together:
     b = fused(x, scale, shift)
 print("the same numbers:", np.array_equal(to_host(a), to_host(b)))
-print(
-    f"apart: {apart.launches.total()} launches, {1e6 * LAUNCH * apart.launches.total():.0f} microseconds; fused: "
-    f"{together.launches.total()}, {1e6 * LAUNCH * together.launches.total():.0f}"
-)
+for name, counts in (("separate", separate), ("fused", together)):
+    made = counts.launches.total()
+    print(f"{name}: {made} launches, {1e6 * LAUNCH * made:.0f} microseconds")
 
 # %% [markdown]
-# Fusing helps twice: two launches fewer, and on the device each number is fetched once in place of three times. It is
-# section 5's cure, move less.
+# Fusing helps twice: there are two launches fewer, and on the device each number is read once instead of three times.
+# It is the cure from section 5: move less.
 #
 # ## 7. Mixed arrays are refused
 #
-# The GPU has its own memory. An operation on one array there and one here can't be done at all: something must be
-# copied first. CuPy leaves that to you, and PyTorch does the same, because a copy in the wrong place can cost more than
-# the computation. So the most common mistake on a GPU is an array that was made on the host, somewhere in the middle:
+# The GPU has its own memory. An operation on one array there and one here is impossible: something must be copied
+# first. CuPy leaves that to you, and so does PyTorch, because a copy in the wrong place can cost more than the
+# computation. So the most common mistake on a GPU is an array that is made on the host, somewhere in the middle:
 
 
 # %%
@@ -483,10 +480,10 @@ except (TypeError, ValueError) as error:
     print("strict:", error)
 
 # %% [markdown]
-# On a CPU nobody would ever have noticed. The cure is a habit: make new arrays with the library of an old one,
+# On a CPU nobody would ever notice. The cure is a habit: make new arrays with the library of an existing one,
 # `array_module(x.data).zeros(...)`, never with `np`.
 #
-# Here is a gallery. Each line is fine with NumPy. **Predict** which CuPy takes.
+# Here is a gallery. Each line is fine with NumPy. **Predict** which ones CuPy accepts.
 
 # %%
 xp, x = strict.xp, to_device(np.array([[1.0, -2, 3], [4, 5, 6]], np.float32), "strict")
@@ -505,29 +502,29 @@ gallery = {
     "data.classes[x[0].argmax()]": lambda: data.classes[x[0].argmax()],
     "data.classes[int(x[0].argmax())]": lambda: data.classes[int(x[0].argmax())],
 }
-for words, action in gallery.items():
+for code, action in gallery.items():
     try:
         action()
-        print(f"{words:34} yes")
+        print(f"{code:34} yes")
     except Exception as error:
-        print(f"{words:34} NO: {type(error).__name__}: {str(error)[:90]}")
+        print(f"{code:34} NO: {type(error).__name__}: {str(error)[:90]}")
 
 # %% [markdown]
-# Some are refused because arrays would mix. Some because CuPy simply lacks a function or a keyword. And some because
-# the sum of an array on the device is not a Python number: it is an array without axes, *there*. `round` and list
-# indices want a number *here*.
+# Some are refused because they would mix arrays. Some because CuPy simply lacks a function or a keyword. And some
+# because the sum of an array on the device is not a Python number: it is an array without axes, *there*. `round` and
+# list indices need a number *here*.
 #
-# Where does the stand-in know all that from? From the real package: a script asked CuPy for every name and parameter
-# that it has, and wrote them down. `python -m minires train --device strict` is a whole training under these rules. It
-# is how the authors tested what they could not run.
+# How does the stand-in know all that? From the real package: a script asked CuPy for every name and parameter that it
+# has, and recorded them. `python -m minires train --device strict` trains an entire net under these rules. This is how
+# the authors tested what they could not run.
 #
 # ## 8. Waiting
 #
 # When Python calls an operation on a GPU, the call returns as soon as the launch is prepared. The GPU works through its
-# queue, and Python hurries ahead. That is how host and device come to work at the same time.
+# queue, and Python hurries ahead. That is how host and device can work at the same time.
 #
-# It ends when the host wants to *know a number*: `float(loss)`, `loss.item()`, `if loss > 10`, `print(loss)`. Then the
-# host must wait until the queue is done. Afterwards the queue is empty, and the GPU waits for Python. The stand-in
+# This ends when the host needs to *know a number*: `float(loss)`, `loss.item()`, `if loss > 10`, `print(loss)`. Then
+# the host must wait until the queue is done. Afterwards the queue is empty, and the GPU waits for Python. The stand-in
 # counts waits:
 
 # %%
@@ -544,8 +541,8 @@ with strict.counting() as patient:
 print(f"the loss read at each step: {eager.waits.total()} waits; added up there and read once: {patient.waits.total()}")
 
 # %% [markdown]
-# Either way you get the mean loss of 20 steps. `train` reads loss and accuracy only every 20 steps on a GPU. You pay
-# for it in one place: a loss that has become NaN is noticed some steps late.
+# Either way you get the mean loss of 20 steps. On a GPU, `mr.fit` reads loss and accuracy only every 20 steps. There is
+# one price: a loss that has become NaN is noticed some steps late.
 #
 # The same haste makes **stopwatches lie**. This measures how fast Python can fill a queue:
 #
@@ -553,7 +550,7 @@ print(f"the loss read at each step: {eager.waits.total()} waits; added up there 
 #     loss = step(x, y)
 #     print(time.perf_counter() - start)
 #
-# Read a number before you stop the watch: `loss.item()`. And leave the first step out, as kernels are compiled when
+# Read a number before you stop the watch: `loss.item()`. And leave out the first step, since kernels are compiled when
 # they are first used; that can take seconds.
 #
 # ## 9. What to expect, and how to find out
@@ -561,47 +558,48 @@ print(f"the loss read at each step: {eager.waits.total()} waits; added up there 
 # If you have an NVIDIA GPU, this is the way:
 #
 #     pip install -e ".[gpu]"                     # in the checkout
-#     python -m minires doctor                    # can it be used? if not, what mends it?
+#     python -m minires doctor                    # can it be used? if not, how to fix it?
 #     python -m minires doctor --gpu-selftest     # does it compute the same as NumPy, and how fast?
 #
 # The self-test runs every operation, forward and backward, and three steps of training, in both places. Then it times
-# ResNet-20 and ResNet-56. Please paste what it prints into an issue: until somebody has, nobody knows, not even how
-# long it takes. Here is its first part, against the stand-in:
+# ResNet-20 and ResNet-56. Please paste its output into an issue: until somebody does, nobody knows, not even how long
+# it takes. Here is its first part, with the stand-in:
 
 # %%
-faults = {name: doctor.compare_operation(operation, "strict") for name, operation in doctor.operations().items()}
-right = sum(not fault for fault in faults.values())
-print(f"operations, forward and backward: {right} of {len(faults)} as with NumPy")
+errors = {name: doctor.compare_operation(operation, "strict") for name, operation in doctor.operations().items()}
+correct = sum(not error for error in errors.values())
+print(f"operations, forward and backward: {correct} of {len(errors)} as with NumPy")
 
 # %% [markdown]
 # What you should expect:
 #
-# - Tiny nets: slower than on your CPU. ResNet-20 with 128 images a batch and more: faster, the deeper and wider the
-#   more.
+# - Tiny nets: slower than on your CPU. ResNet-20 with 128 or more images per batch: faster, and more so the deeper and
+#   wider the net.
 # - Slower than PyTorch on the same GPU. PyTorch has convolutions that NVIDIA wrote for each of its GPUs. Ours copies
-#   columns and multiplies, and on a GPU those copies are the dearest part (look at `device_seconds`).
+#   columns and multiplies, and on a GPU those copies are the most expensive part (look at `device_seconds`).
 # - The first step takes seconds.
-# - After a few steps the same results as on the CPU, to some digits. Never bit for bit.
-# - Memory: a GPU has less of it than the host. "Out of memory" is cured by a smaller batch.
+# - After a few steps: the same results as on the CPU, to some digits. Never bit for bit.
+# - Memory: a GPU has less of it than the host. The cure for "out of memory" is a smaller batch.
 #
 # ## Summary
 #
-# - One flag moves a training. Formulas, seeds, files stay; places, clocks and last digits change.
+# - One flag moves training to a GPU. Formulas, seeds and files stay; places, clocks and last digits change.
 # - Profile first. On a CPU most of a step is convolution, but the norms take far more time than their share of the
 #   arithmetic.
-# - Arithmetic intensity is FLOP a byte. Speed is at most the lower of peak and intensity times bandwidth: the roofline.
+# - Arithmetic intensity is FLOP per byte. Speed is at most the lower of peak and intensity times bandwidth: the
+#   roofline.
 # - Convolutions are limited by arithmetic, norms and ReLUs by memory. The cure for the latter: move less, fuse.
-# - Each operation costs the host some 7 microseconds. Launches are a floor under the step's time, whatever the batch.
+# - Each operation costs the host about 7 microseconds. Launches set a floor for the time of a step, whatever the batch.
 #   Tiny nets lose.
-# - Arrays of two places never mix. Making arrays with `np` in the middle is the mistake; `array_module` is the cure.
-# - Reading a number waits. Read seldom.
+# - Arrays in two places never mix. Making arrays with `np` in the middle is the mistake; `array_module` is the cure.
+# - Reading a number waits. Read rarely.
 #
 # ## Common mistakes
 #
 # - **`np.zeros` in an operation**, or a running mean left on the host. (`net.to` moves parameters and buffers.)
-# - **An array copied to the host and back in every step**, because it made an error go away.
+# - **An array copied to the host and back in every step**, because that made an error go away.
 # - **`loss.item()` at each step**, or a progress bar that shows each loss.
-# - **A stopwatch without waiting**, and the first step counted in.
+# - **A stopwatch without waiting**, or with the first step included.
 # - **The batch left at 16**, and the GPU blamed.
 # - **Optimising arithmetic that is not the limit.** Look at the roofline first.
 # - **Judging by "GPU utilisation 100 %"**: it says that *something* ran at each moment, not that it ran well.
@@ -612,16 +610,16 @@ print(f"operations, forward and backward: {right} of {len(faults)} as with NumPy
 # <details><summary>1. You double the batch and the time of a step on the GPU hardly changes. What was the limit, and
 # what does it mean for the time of an epoch?</summary>
 #
-# The host: launches and Python. The device had time to spare. An epoch has half as many steps now and takes about half
-# as long. Go on doubling until the step's time begins to double too: then the device is the limit.
+# The host: launches and Python. The device had time to spare. An epoch now has half as many steps and takes about half
+# as long. Keep doubling until the time of a step starts to double too: then the device is the limit.
 #
 # </details>
 #
-# <details><summary>2. A processor with twice the peak and the same memory comes out. Which layers of a ResNet become
+# <details><summary>2. A new processor has twice the peak and the same memory. Which layers of a ResNet become
 # faster?</summary>
 #
 # Those right of the bend: 3x3 convolutions on many channels. Norms, ReLUs and sums stay as they were, and their share
-# of the time grows. So the whole net becomes less than twice as fast; with a third of the time at the memory's limit,
+# of the time grows. So the net as a whole becomes less than twice as fast; if a third of the time is limited by memory,
 # at most 1.5 times.
 #
 # </details>
@@ -629,8 +627,8 @@ print(f"operations, forward and backward: {right} of {len(faults)} as with NumPy
 # <details><summary>3. Why are images augmented on the host, when the GPU could do it faster?</summary>
 #
 # So that the same seed gives the same run everywhere: the random numbers come from NumPy's generator, on any device.
-# And the host has time: while the GPU trains on one batch, another thread prepares the next. (It costs one copy of a
-# batch for each step, some megabytes.)
+# And the host has time: while the GPU trains on one batch, another thread prepares the next. (The price is one copy of
+# a batch per step, a few megabytes.)
 #
 # </details>
 #
@@ -675,13 +673,13 @@ hint("10.1")
 # %% [markdown]
 # ## Read on
 #
-# - `minires/backend.py`: the only file that names CuPy; `array_module`, `to_device`, `fuse`, and `gpu_status`, which
-#   knows five ways in which a GPU can be missing.
+# - `minires/backend.py`: how CuPy and the stand-in are registered; `array_module`, `to_device`. `minires/kernels.py`:
+#   `fuse`, and the fused formulas.
 # - `minires/devices/strict.py`: the stand-in, and `counting`.
-# - `minires/devices/doctor.py`: the self-test.
-# - `benchmarks/README.md`: what made the CPU's side faster, and what did not.
-# - The course ends here. [paper_map.md](paper_map.md) leads through the paper, line by line, and tells what followed
-#   it; [glossary.md](glossary.md) has its words in two languages.
+# - `minires/devices/doctor.py`: the self-test, and `gpu_status`, which knows the ways in which a GPU can be missing.
+# - `benchmarks/README.md`: what made minires faster on a CPU, and what did not.
+# - The course ends here. [paper_map.md](paper_map.md) leads through the paper, item by item, and says what followed it;
+#   [glossary.md](glossary.md) has its words in two languages.
 # - Sources: Williams, Waterman and Patterson 2009, "Roofline: an insightful visual performance model for multicore
 #   architectures"; the documentation of CuPy, "Differences between CuPy and NumPy"; Horowitz 2014, "Computing's energy
-#   problem" (moving costs more than computing, in energy too).
+#   problem" (moving data costs more than computing, in energy too).
