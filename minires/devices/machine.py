@@ -53,8 +53,8 @@ def blas() -> str:
         for library in threadpool_info()
         if library["user_api"] == "blas"
     ]
-    build: Any = np.show_config(mode="dicts")  # type: ignore[call-overload]
-    return ", ".join(found) or str(build["Build Dependencies"]["blas"]["name"])
+    show_config: Any = np.show_config  # typed differently by different versions of NumPy
+    return ", ".join(found) or str(show_config(mode="dicts")["Build Dependencies"]["blas"]["name"])
 
 
 def memory_bytes() -> tuple[int, int]:
@@ -92,3 +92,18 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):  # no git program, or a slow disk
         return None
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory for the next array. Returns whether it could be asked (Linux with glibc).
+
+    A training step frees several hundred megabytes and allocates them again immediately. If they went back to the
+    system, every page would be mapped and zeroed again: a fifth of a step. CuPy keeps a pool for the same reason.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    most = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # older versions refuse more than 32 MiB
+    return bool(most and mallopt(trim_threshold, 2**31 - 1))
