@@ -167,11 +167,10 @@ def _minires(peer: str, job: Job) -> Callable[[], Any]:
     from minires.functional import cross_entropy, relu
     from minires.nn import BatchNorm2d, Conv2d
     from minires.optim import SGD
-    from minires.parallel import keep_freed_memory
     from minires.resnet import build
     from minires.tensor import Tensor, no_grad
 
-    keep_freed_memory()  # as in training
+    machine.keep_freed_memory()  # as in training
     pixels, y = _inputs(job)
     if job.task == "layer":
         conv = Conv2d(job.channels, job.channels, 3, padding=1, rng=np.random.default_rng(0))
