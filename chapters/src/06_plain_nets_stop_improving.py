@@ -307,7 +307,7 @@ print(f"a vanishing gradient (chapter 5), times 0.70 per layer: {0.7 ** (len(fou
 # is known: Yang et al., "A mean field theory of batch normalization", 2019.) The first steps of training correct that.
 # At the end the norms of plain-56 scatter, but none is lost: compare with the last line.
 #
-# The recorded runs hold the same measurement for nets of full width on CIFAR-10:
+# The recorded runs contain the same measurement for nets of full width on CIFAR-10:
 
 # %%
 for name in ("plain20", "plain56"):
@@ -480,8 +480,8 @@ print(
 #
 # ## 8. How stable is that solution?
 #
-# One more question. We put plain-56 where it should be. With a low learning rate (0.01) its training loss stayed near
-# that of plain-20, and its test accuracy fell a little: see the two lines above. What about a normal rate, 0.1?
+# One more question. We put plain-56 where it should be. With a low learning rate (0.01) its training loss and test
+# accuracy stayed near those of plain-20: see the two lines above. What about a normal rate, 0.1?
 #
 # **Predict.** Both nets start at the same loss. Which one is thrown back further?
 
