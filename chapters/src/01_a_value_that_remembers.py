@@ -453,8 +453,8 @@ print(f"1,202 sums in a row: {len(order):,} values handled, gradient of the firs
 # **the gradients of the paths are added up before they are passed on, not after.**
 #
 # > **Aside.** Why start at the end? One could also push a nudge *forward* through the graph: that gives the slope of
-# > everything with respect to **one** input, so $P$ inputs need $P$ walks. The backward pass gives the slope of **one**
-# > result with respect to everything. A net's formula has a million inputs and one loss.
+# > everything with respect to **one** input, so $P$ inputs need $P$ passes. The backward pass gives the slope of
+# > **one** result with respect to everything. A net's formula has a million inputs and one loss.
 #
 # ## 7. A net of numbers
 #
@@ -823,6 +823,17 @@ print("remembered without it:   ", (a * a).node.name, "of", len((a * a).node.par
 #
 # Open `chapters/exercises/ch01_autograd.py` in an editor, fill in a function, save, and run its cell here (or, in a
 # terminal, `pytest -m ex1_1` or `python -m minires check 1.1`). Stuck? `hint("1.1")`, then `hint("1.1", 2)`.
+#
+# <!-- exercises -->
+#
+# | exercise | what it does | level | lines |
+# | --- | --- | --- | --- |
+# | 1.1 `Value` | the gradients of + and * | 1 | about 4 |
+# | 1.2 `topological_order` | the order of the backward pass | 3 | about 12 |
+# | 1.3 `unbroadcast` | the backward pass of broadcasting | 2 | about 4 |
+# | 1.4 `tanh` | a new operation for arrays | 1 | about 4 |
+#
+# <!-- end -->
 
 # %%
 from minires.course.exercises import check, hint
