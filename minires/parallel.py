@@ -13,7 +13,6 @@ A GPU is parallel by itself: there the function is called once, with the whole b
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections import deque
@@ -201,21 +200,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-# ---- memory ---------------------------------------------------------------------------------------------------------
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for the next array. Returns whether it could be asked (Linux with glibc).
-
-    A training step frees several hundred megabytes and allocates them again immediately. If they went back to the
-    system, every page would be mapped and zeroed again: a fifth of a step. CuPy keeps a pool for the same reason.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
-        return False
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    most = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # older versions refuse more than 32 MiB
-    return bool(most and mallopt(trim_threshold, 2**31 - 1))

@@ -53,9 +53,9 @@ def make_shortcut(
     A: identity, or subsampling with zero channels where the shape changes.  B: projection where the shape changes.
     C: projection everywhere.
     """
-    changes = stride != 1 or c_in != c_out
     if option is None:
         return Zero()
+    changes = stride != 1 or c_in != c_out
     if option == "C" or (option == "B" and changes):
         return projection(c_in, c_out, stride, norm, rng)
     return SubsampleAndPad(c_out, stride) if changes else Identity()
@@ -162,13 +162,7 @@ class PreBottleneck(Block):
     expansion = 4
 
     def __init__(
-        self,
-        c_in: int,
-        width: int,
-        stride: int,
-        shortcut: str | None,
-        rng: np.random.Generator,
-        stride_in: str = "3x3",
+        self, c_in: int, width: int, stride: int, shortcut: str | None, rng: np.random.Generator, stride_in: str = "3x3"
     ):
         stride1, stride2 = (stride, 1) if stride_in == "1x1" else (1, stride)
         self.bn1 = BatchNorm2d(c_in)
@@ -222,8 +216,8 @@ class ResNet(Module):
         def stage(width: int, count: int, stride: int) -> Sequential:
             nonlocal c_in
             made = []
-            for i in range(count):
-                made.append(block(c_in, width, stride if i == 0 else 1, rng=rng, **block_options))
+            for stride in [stride] + [1] * (count - 1):
+                made.append(block(c_in, width, stride, rng=rng, **block_options))
                 c_in = width * block.expansion
             return Sequential(*made)
 
@@ -310,10 +304,8 @@ def build(
         raise ValueError(f"build: zero_init needs blocks that end in relu(norm + shortcut), not {name}'s")
 
     options: dict[str, Any] = {"shortcut": None if family == "plain" else shortcut or ("B" if imagenet else "A")}
-    if block is Bottleneck:
-        options["stride_in"] = stride_in
-    if zero_init:
-        options["zero_init"] = True
+    options |= {"stride_in": stride_in} if block is Bottleneck else {}
+    options |= {"zero_init": True} if zero_init else {}
     if pre:
         block = PreBottleneck if block is Bottleneck else PreBasicBlock
     rng = np.random.default_rng(seed)

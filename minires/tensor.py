@@ -170,8 +170,7 @@ class Tensor:
         if grad is None:
             if self.size != 1:
                 raise ValueError(
-                    f"backward: expected grad for a tensor of shape {self.shape}; it defaults to 1 only for a "
-                    "one-element tensor"
+                    f"backward: expected grad for a tensor of shape {self.shape}; only one entry has a default"
                 )
             return array_module(self.data).ones_like(self.data)
         grad = self._numbers(grad, "backward")
@@ -203,15 +202,11 @@ class Tensor:
     def __add__(self, other: Any) -> Tensor:
         """z = x + y;  dx = dz, dy = dz."""
         x, y = self, self._other(other, "add")
-        a, b = x.shape, y.shape
-        x_wants_grad, y_wants_grad = x.requires_grad, y.requires_grad
-        out = parallel.add(x.data, y.data) if a == b else x.data + y.data
+        out = parallel.add(x.data, y.data) if x.shape == y.shape else x.data + y.data
+        sides = [(t.shape, t.requires_grad) for t in (x, y)]
 
         def backward(grad: Array) -> Gradients:
-            return (
-                unbroadcast(grad, a) if x_wants_grad else None,
-                unbroadcast(grad, b) if y_wants_grad else None,
-            )
+            return tuple([unbroadcast(grad, shape) if wanted else None for shape, wanted in sides])
 
         return Tensor.from_op(out, (x, y), backward, "add")
 
@@ -221,10 +216,9 @@ class Tensor:
         a, b = x.data, y.data
 
         def backward(grad: Array) -> Gradients:
-            return (
-                unbroadcast(grad * b, x.shape) if x.requires_grad else None,
-                unbroadcast(grad * a, y.shape) if y.requires_grad else None,
-            )
+            dx = unbroadcast(grad * b, x.shape) if x.requires_grad else None
+            dy = unbroadcast(grad * a, y.shape) if y.requires_grad else None
+            return dx, dy
 
         return Tensor.from_op(a * b, (x, y), backward, "mul")
 
@@ -234,10 +228,9 @@ class Tensor:
         a, b = x.data, y.data
 
         def backward(grad: Array) -> Gradients:
-            return (
-                unbroadcast(grad / b, x.shape) if x.requires_grad else None,
-                unbroadcast(-grad * a / (b * b), y.shape) if y.requires_grad else None,
-            )
+            dx = unbroadcast(grad / b, x.shape) if x.requires_grad else None
+            dy = unbroadcast(-grad * a / (b * b), y.shape) if y.requires_grad else None
+            return dx, dy
 
         return Tensor.from_op(a / b, (x, y), backward, "div")
 
@@ -281,10 +274,9 @@ class Tensor:
         a, b = x.data, y.data
 
         def backward(grad: Array) -> Gradients:
-            return (
-                unbroadcast(grad @ b.swapaxes(-1, -2), a.shape) if x.requires_grad else None,
-                unbroadcast(a.swapaxes(-1, -2) @ grad, b.shape) if y.requires_grad else None,
-            )
+            dx = unbroadcast(grad @ b.swapaxes(-1, -2), a.shape) if x.requires_grad else None
+            dy = unbroadcast(a.swapaxes(-1, -2) @ grad, b.shape) if y.requires_grad else None
+            return dx, dy
 
         return Tensor.from_op(a @ b, (x, y), backward, "matmul")
 
@@ -330,8 +322,7 @@ class Tensor:
             hit = (a == top).astype(a.dtype)
             return (hit * (grad.reshape(kept) / hit.sum(axis=axis, keepdims=True)),)
 
-        out = xp.asarray(top if keepdims else a.max(axis=axis))
-        return Tensor.from_op(out, (self,), backward, "max")
+        return Tensor.from_op(xp.asarray(top if keepdims else a.max(axis=axis)), (self,), backward, "max")
 
     # ---- shape
 
@@ -395,10 +386,7 @@ def _checked(grads: Gradients, node: Node) -> Gradients:
     """What the backward function of `node` returned, if it is one gradient of the right shape for each parent."""
     if not isinstance(grads, tuple) or len(grads) != len(node.parents):
         number = len(grads) if isinstance(grads, tuple) else type(grads).__name__
-        raise RuntimeError(
-            f"backward of {node.name}: expected a tuple of {len(node.parents)} gradients, one for each input, "
-            f"got {number}"
-        )
+        raise RuntimeError(f"backward of {node.name}: expected a tuple of {len(node.parents)} gradients, got {number}")
     for parent, g in zip(node.parents, grads, strict=True):
         if parent and (g is None or g.shape != parent.shape):
             got = "None" if g is None else f"shape {g.shape}"

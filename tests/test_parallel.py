@@ -306,21 +306,3 @@ def test_python_ends_while_a_pool_stands():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("3", 0), done.stderr
-
-
-@pytest.mark.parametrize("most, asked", [(2**30, [2**30]), (2**25, [2**30, 2**25]), (0, [2**30, 2**25])])
-def test_freed_memory_is_kept_up_to_the_size_that_the_c_library_allows(most, asked, monkeypatch):
-    class Library:
-        thresholds = []
-
-        def __init__(self, name):
-            pass
-
-        def mallopt(self, option, value):
-            if option == -1:  # from what size on free memory at the end goes back
-                return 1
-            self.thresholds.append(value)
-            return int(value <= most)
-
-    monkeypatch.setattr(parallel.ctypes, "CDLL", Library)
-    assert parallel.keep_freed_memory() == (most > 0) and Library.thresholds == asked

@@ -282,8 +282,8 @@ def test_errors_say_what_was_wanted_and_what_came(call, error, words):
     [
         (lambda g: (g[:1],), r"backward of mine: expected a gradient of shape \(2, 3\), got shape \(1, 3\)"),
         (lambda g: (None,), r"backward of mine: expected a gradient of shape \(2, 3\), got None"),
-        (lambda g: (g, g), "backward of mine: expected a tuple of 1 gradients, one for each input, got 2"),
-        (lambda g: g, "backward of mine: expected a tuple of 1 gradients, one for each input, got ndarray"),
+        (lambda g: (g, g), "backward of mine: expected a tuple of 1 gradients, got 2"),
+        (lambda g: g, "backward of mine: expected a tuple of 1 gradients, got ndarray"),
     ],
 )
 def test_a_wrong_backward_is_named(returned, words):

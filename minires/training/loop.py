@@ -18,6 +18,7 @@ import numpy as np
 
 from minires.backend import Array, array_module, device_of, to_device
 from minires.data import Dataset, Loader, Normalise
+from minires.devices.machine import keep_freed_memory
 from minires.functional import check_labels, cross_entropy
 from minires.nn import Module, forward_hook
 from minires.tensor import Tensor, no_grad
@@ -41,6 +42,7 @@ def fit(
     Ctrl-C saves a checkpoint and raises KeyboardInterrupt. Raises NotFinite if the loss is NaN or infinite, RunError if
     `out` is in use, holds another run or cannot be resumed.
     """
+    keep_freed_memory()
     run = Run(config, Path(out), dataset or open_data(config.data, config.data_dir))
     with lock_folder(run.out), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if resume:
@@ -109,6 +111,7 @@ def evaluate(
     net: Module, images: np.ndarray, labels: np.ndarray, normalise: Normalise, batch_size: int = 250
 ) -> tuple[float, float]:
     """Mean loss and accuracy (0..1) of `net` on uint8 `images` (N, 32, 32, 3), in evaluation mode."""
+    keep_freed_memory()
     device, was_training = device_of(net.parameters()[0].data), net.training
     batches = []  # read at the end: reading a number waits for the device
     net.eval()
