@@ -561,7 +561,7 @@ for i, (name, (forward, backward, arrays)) in enumerate(GALLERY.items()):
     out.backward(u)
     which = 1 if name == "sign" else 0
     pair = tensors[which].grad, measure(op, arrays, which, u)
-    message = diagnose(*pair, u).split(":")[0].replace("(last axis)", "").replace(" that is known here", "")
+    message = diagnose(*pair, u).split(":")[0].replace("(last axis)", "")
     most = abs(pair[1]).max()
     for k, array in enumerate(pair):
         axes = figure.add_subplot(grid[i // 3, i % 3 * 3 + k], xticks=[], yticks=[])
