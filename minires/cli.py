@@ -138,13 +138,13 @@ def train(
     resume: Annotated[Path | None, opt("Resume the run in this folder, with its settings.")] = None,
 ) -> None:
     """Train a net; figures, curves and weights are written to a folder."""
-    from minires.training.config import open_data, read_config
+    from minires.training.config import open_data
     from minires.training.loop import fit
 
-    chosen = only_given(
+    options = only_given(
         model=model,
         data=data,
-        data_dir=data_dir and str(data_dir.absolute()),
+        data_dir=data_dir and str(data_dir),
         val=val or None,
         recipe=recipe,
         epochs=epochs,
@@ -156,17 +156,9 @@ def train(
         device=device,
         threads=threads,
     )
-    for name, value in map(parse_setting, settings or []):
-        if name in chosen:
-            raise ValueError(f"{name}: expected one value, got {chosen[name]} and {value}")
-        chosen[name] = value
+    chosen = add_settings(options, settings or [])
     if resume:
-        refused = [name for name in [*chosen, *(["out"] if out else [])] if name not in CHANGEABLE]
-        if refused:
-            raise ValueError(
-                f"--resume: expected only {', '.join(CHANGEABLE)}, got {', '.join(refused)}; a run keeps its settings"
-            )
-        config = read_config(resume, **chosen)
+        config = resumed_config(resume, chosen, out)
     else:
         config = Config.from_recipe(**chosen)
     check_device(config.device)
@@ -184,6 +176,30 @@ def train(
 
     curves(folder, folder / "curves.png")
     print(final_table(rows[-1], folder))
+
+
+def add_settings(options: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """The settings chosen by options and by `--set NAME=VALUE`, each once."""
+    chosen = dict(options)
+    for name, value in map(parse_setting, settings):
+        if name in chosen:
+            raise ValueError(f"{name}: expected one value, got {chosen[name]} and {value}")
+        chosen[name] = value
+    if chosen.get("data_dir"):
+        chosen["data_dir"] = str(Path(chosen["data_dir"]).absolute())  # a run may be resumed from another folder
+    return chosen
+
+
+def resumed_config(folder: Path, chosen: dict[str, Any], out: Path | None) -> Config:
+    """The config of the run in `folder`, with the changes that a resumed run allows."""
+    from minires.training.config import read_config
+
+    refused = [name for name in [*chosen, *(["out"] if out else [])] if name not in CHANGEABLE]
+    if refused:
+        raise ValueError(
+            f"--resume: expected only {', '.join(CHANGEABLE)}, got {', '.join(refused)}; a run keeps its settings"
+        )
+    return read_config(folder, **chosen)
 
 
 def final_table(row: dict[str, float], folder: Path) -> str:
@@ -267,9 +283,7 @@ def print_summary(
 
 
 @data_app.command()
-def fetch(
-    data_dir: Annotated[Path | None, opt("Folder for the download. [MINIRES_DATA, else data/]")] = None,
-) -> None:
+def fetch(data_dir: Annotated[Path | None, opt("Folder for the download. [MINIRES_DATA, else data/]")] = None) -> None:
     """Download CIFAR-10 (170 MB), unless it is already there."""
     from minires.data import data_root, download_cifar10, find_cifar10
 

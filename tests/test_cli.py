@@ -107,6 +107,12 @@ def test_every_setting_is_reachable():
         assert cli.parse_setting(f"{name}={value}") == (name, value)
 
 
+def test_a_data_folder_is_absolute_however_it_is_set(tmp_path):
+    for options, settings in (({"data_dir": "here"}, []), ({}, ["data_dir=here"])):
+        assert cli.add_settings(options, settings) == {"data_dir": str(tmp_path / "here")}
+    assert cli.add_settings({}, ["data_dir=none"]) == {"data_dir": None}
+
+
 def test_help_has_the_defaults_of_the_config(capsys, status_of):
     assert status_of("train", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
