@@ -580,10 +580,10 @@ w = mr.Tensor([[1.0, -1.0, 0.0], [0.0, 2.0, 1.0]], requires_grad=True)  # (2, 3)
 x = mr.Tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])  # (4, 2)
 b = mr.Tensor([0.5, 0.0, -0.5], requires_grad=True)  # (3,)
 y = mr.relu(x @ w + b).sum()
-drawings.graph(y, names={"x": x, "w": w, "b": b})
+drawings.graph(y, names={"w": w, "b": b})
 
 # %% [markdown]
-# The dashed box is a constant: `x` needs no gradient, and none is computed.
+# The dashed box is `x`, a constant: it needs no gradient, so it has no node of its own.
 #
 # What is the step of an operation on arrays? For an elementwise product nothing changes: it is the scalar rule, at
 # every position. Here is the real source. Compare it with `__mul__` above:
