@@ -89,7 +89,7 @@ def conv2d_naive(x: Array, w: Array, bias: Array | None = None, stride: int = 1,
 
 def conv2d_simple(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
     """y = im2col(x) @ w + bias, on the entire batch at once. Shapes and gradients are those of `conv2d`."""
-    _check_conv(x, w, bias, stride, padding)
+    _check_conv("conv2d_simple", x, w, bias, stride, padding)
     (n, h, width, _), (kh, kw, _, f) = x.shape, w.shape
     oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
     cols = im2col(x.data, kh, kw, stride, padding)  # (N*OH*OW, KH*KW*C)
@@ -115,7 +115,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     At stride 1, dx is itself a convolution of g, padded until the size fits, with w rotated by 180 degrees and its
     channels in and out swapped; and the patches of g that it needs give dw as well. One im2col then serves both.
     """
-    _check_conv(x, w, bias, stride, padding)
+    _check_conv("conv2d", x, w, bias, stride, padding)
     (n, h, width, c), (kh, kw, _, f) = x.shape, w.shape
     oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
     xp, w_matrix = array_module(x.data), w.data.reshape(-1, f)  # (KH*KW*C, F)
@@ -269,14 +269,14 @@ def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: 
         raise ValueError(f"{name}: the kernel ({kh}, {kw}) is larger than x {x.shape} with padding {padding}")
 
 
-def _check_conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int) -> None:
+def _check_conv(op: str, x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int) -> None:
     if w.ndim != 4 or 0 in w.shape:
-        raise ValueError(f"conv2d: w has shape {w.shape}, expected (KH, KW, C, F), each at least 1")
-    _check_window("conv2d", x, w.shape[0], w.shape[1], stride, padding)
+        raise ValueError(f"{op}: w has shape {w.shape}, expected (KH, KW, C, F), each at least 1")
+    _check_window(op, x, w.shape[0], w.shape[1], stride, padding)
     if x.shape[3] != w.shape[2]:
-        raise ValueError(f"conv2d: x has {x.shape[3]} channels, w expects {w.shape[2]} (w is {w.shape})")
+        raise ValueError(f"{op}: x has {x.shape[3]} channels, w expects {w.shape[2]} (w is {w.shape})")
     if bias is not None and bias.shape != w.shape[3:]:
-        raise ValueError(f"conv2d: bias has shape {bias.shape}, expected {w.shape[3:]} (w is {w.shape})")
+        raise ValueError(f"{op}: bias has shape {bias.shape}, expected {w.shape[3:]} (w is {w.shape})")
     for name, t in (("w", w), ("bias", bias)):
         if t is not None and t.dtype != x.dtype:
-            raise TypeError(f"conv2d: {name} is {t.dtype}, x is {x.dtype}; convert one of them")
+            raise TypeError(f"{op}: {name} is {t.dtype}, x is {x.dtype}; convert one of them")

@@ -291,7 +291,7 @@ WRONG = [  # the operation, its planted mistake, its inputs, what must be said
     (mul, "not summed", PAIR, "expected a gradient of shape (4,), got shape (3, 4)"),
     (mul, "swapped", [draw(3, 4), draw(3, 4, seed=2)], "for y (input 1): no known pattern"),
     (mul, "input in place", [draw(3, 4), draw(3, 4, seed=2)], "an input was overwritten: backward changed y"),
-    (mul, "one gradient short", PAIR, "mul: expected a tuple of 2 gradients, one for each input, got 1"),
+    (mul, "one gradient short", PAIR, "mul: expected a tuple of 2 gradients, got 1"),
     (mul, "None", PAIR, "expected a gradient of shape (4,), got None"),
     (matmul, "dx transposed", [draw(4, 4), draw(4, 4, seed=2)], "for x (input 0): transposed: "),
     (matmul, "dx transposed", [draw(2, 4), draw(4, 3, seed=2)], "of shape (2, 4), got shape (4, 2)"),
