@@ -1,7 +1,7 @@
 """Array libraries and devices: NumPy on a CPU, CuPy on a GPU.
 
-This is the only file that names CuPy. All other files work on *arrays*, ask `array_module(x)` for the library that made
-them, and call functions of that library:
+Only this file and the doctor, which reports why a GPU can't be used, name CuPy. All others work on *arrays*, ask
+`array_module(x)` for the library that made them, and call functions of that library:
 
     xp = array_module(x)        # numpy for a NumPy array, cupy for a CuPy array
     y = xp.maximum(x, 0)
