@@ -269,21 +269,19 @@ plt.show()
 
 # %% [markdown]
 # Read this with chance in mind. With 1,000 test images an error is uncertain by more than one point, whatever the seed.
-# And another seed can change it by much more: over five seeds, the test error of these recipes varied by 2 to 14
-# points, around 20 % for the full recipe, 24 % without augmentation, 24 % without weight decay, 27 % without a schedule
-# and 18 % without shortcuts.
+# And another seed can change it by several points: run `try_out("another seed", seed=2)` and see. (Two seeds that
+# happen to agree prove little.)
 #
 # - **No norm** hurts most. At the full rate the net hardly gets beyond guessing. At a tenth of it, it learns, but
 #   slowly. The norm is what makes large steps possible (chapter 5).
-# - **No schedule** comes next, and it varies most. At a rate of 0.2 the weights never settle, so the error depends on
-#   where they happen to be at the end. Section 5 looks at this.
+# - **No schedule**: at a rate of 0.2 the weights never settle, so the error depends on where they happen to be at the
+#   end. Section 5 looks at this.
 # - **No augmentation**: the training error is zero. The net knows all thousand images by heart, and nothing drives it
-#   further. On new images it does a little worse. With errors that vary this much, five seeds are only a hint; you
-#   should not write a paper about it.
-# - **No weight decay**: a little worse as well, and again only a hint.
-# - **No shortcuts**: no harm at all. Did we study the wrong thing for two chapters? No: this net has 8 layers. Plain
-#   nets fail when they are *deep* (chapter 6). The paper finds the same: on ImageNet, 18 layers end at 27.94 % without
-#   shortcuts and at 27.88 % with them.
+#   further. What that costs on new images, one run can only hint at; you should not write a paper about it.
+# - **No weight decay**: the same holds here.
+# - **No shortcuts**: no harm that could be seen. Did we study the wrong thing for two chapters? No: this net has 8
+#   layers. Plain nets fail when they are *deep* (chapter 6). The paper finds the same: on ImageNet, 18 layers end at
+#   27.94 % without shortcuts and at 27.88 % with them.
 #
 # So a small run shows large effects. It can hardly show small ones, nor those that take long. "It did not help here"
 # does not mean "it does not help". Weight decay is a good example, because we can compute how much of its effect takes
