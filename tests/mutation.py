@@ -1,7 +1,7 @@
 """Do the tests notice a fault? Makes small faults in the engine, one at a time, and looks whether a test fails.
 
     pip install cosmic-ray==8.7.0
-    python tests/mutation.py                              # the sample that tests/README.md reports
+    python tests/mutation.py                              # the sample that tests/mutation.md reports
     python tests/mutation.py norm.py:NumberReplacer:12    # some mutants by name; they are told as a diff
 
 cosmic-ray knows what may be changed. The changes are made in copies of the checkout, in a temporary folder. A mutant
