@@ -69,7 +69,7 @@ def batch_norm(
     out = _scale_and_shift(x_data, scale, shift)  # gamma xhat + beta = scale x + shift, in one pass over memory
 
     def backward(grad: Array) -> Gradients:
-        dbeta, gx = _sums(grad, x_data)  # sum g, sum g x
+        dbeta, gx = _channel_sums(grad, x_data)  # sum g, sum g x
         dgamma, slope, offset = kernels.gradient_terms(gx, dbeta, mean, s, m)
         if not training:
             return grad * scale, dgamma, dbeta
@@ -129,7 +129,7 @@ def _input_gradient(grad: Array, x: Array, scale: Array, slope: Array, offset: A
     return out
 
 
-def _sums(g: Array, x: Array) -> Array:
+def _channel_sums(g: Array, x: Array) -> Array:
     """For each channel the sums of g and of g x:  (2, C)."""
     xp = array_module(x)
 
