@@ -1,6 +1,9 @@
 """Counts that stand for speed (a timed test would flake), and threads that change nothing but the time."""
 
+import sys
 import tracemalloc
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +61,28 @@ def test_number_and_size_of_im2col_calls(fixed_work, monkeypatch):
     backward = 16 + 6 * 16 + 6 * 8 + 6 * 8  # one im2col for both gradients
     assert len(sizes) == forward + backward
     assert max(sizes) <= parallel.CHUNK_BYTES
+
+
+def test_what_a_step_calls(fixed_work):
+    """The path that a reader follows: how many functions of minires, and how often they ask whose array it is."""
+    net, (x, y) = mr.build("resnet20", width=4), batch(16)
+    opt = mr.SGD(net.parameters(), 0.1, momentum=0.9)
+    calls = Counter()
+
+    def trace(frame, event, arg):
+        code = frame.f_code
+        if event == "call" and Path(code.co_filename).parent == Path(mr.__file__).parent:
+            calls[code.co_qualname] += 1
+
+    sys.setprofile(trace)
+    try:
+        mr.cross_entropy(net(mr.Tensor(x)), y).backward()
+        opt.step()
+        opt.zero_grad()
+    finally:
+        sys.setprofile(None)
+    assert sum(not name.endswith(">") for name in calls) <= 108  # without lambdas and comprehensions
+    assert calls["array_module"] + calls["device_of"] <= calls.total() / 5
 
 
 def test_memory_of_a_step(fixed_work):
