@@ -216,8 +216,8 @@ class ResNet(Module):
         def stage(width: int, count: int, stride: int) -> Sequential:
             nonlocal c_in
             made = []
-            for stride in [stride] + [1] * (count - 1):
-                made.append(block(c_in, width, stride, rng=rng, **block_options))
+            for s in [stride] + [1] * (count - 1):
+                made.append(block(c_in, width, s, rng=rng, **block_options))
                 c_in = width * block.expansion
             return Sequential(*made)
 

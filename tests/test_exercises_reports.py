@@ -90,9 +90,7 @@ def test_everything_about_a_wrong_answer_is_on_one_screen():
         "\n"
         "next: python -m minires hint 9.1"
     )
-    assert found.diagnosis == (
-        "the result: no known pattern. wrong for: not square. right for: a square; float32"
-    )
+    assert found.diagnosis == ("the result: no known pattern. wrong for: not square. right for: a square; float32")
 
 
 @pytest.mark.parametrize(

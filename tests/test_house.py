@@ -1,4 +1,4 @@
-"""The house: a room imports only from rooms above it, and heavy libraries where they are used; the engine stays short."""
+"""The house: a room imports only from rooms above it, heavy libraries where they are used; the engine is short."""
 
 import ast
 import io

@@ -693,7 +693,11 @@ def as32(t):
             "batch_norm: training needs",
         ),
         (lambda: layer_norm(X, ONES3, as32(ZEROS3)), TypeError, "layer_norm: beta is float32"),
-        (lambda: layer_norm(X, Tensor(np.ones(6)), ZEROS3), ValueError, r"layer_norm: expected gamma \(3,\).*got \(6,\)"),
+        (
+            lambda: layer_norm(X, Tensor(np.ones(6)), ZEROS3),
+            ValueError,
+            r"layer_norm: expected gamma \(3,\).*got \(6,\)",
+        ),
         (
             lambda: linear(Tensor(draw(2, 3)), Tensor(draw(4, 5))),
             ValueError,
@@ -726,7 +730,11 @@ def as32(t):
             ValueError,
             r"cross_entropy: expected logits.*got \(0, 4\)",
         ),
-        (lambda: cross_entropy(Tensor(draw(4)), np.array([1])), ValueError, r"cross_entropy: expected logits.*got \(4,\)"),
+        (
+            lambda: cross_entropy(Tensor(draw(4)), np.array([1])),
+            ValueError,
+            r"cross_entropy: expected logits.*got \(4,\)",
+        ),
     ],
 )
 def test_errors_name_the_argument_what_was_wanted_and_what_came(call, error, words):
