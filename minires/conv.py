@@ -113,7 +113,8 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     With the rows of `cols = im2col(x)` and `g = dL/dy`, both as matrices:
         dw = cols^T g          dx = col2im(g w^T)          dbias = sum of g over its rows
     At stride 1, dx is itself a convolution of g, padded until the size fits, with w rotated by 180 degrees and its
-    channels in and out swapped; and the patches of g that it needs give dw as well. One im2col then serves both.
+    channels in and out swapped. Row p of its columns holds the g of every output that pixel p takes part in, the last
+    place of the kernel first, so (columns of g)^T x is dw with its places reversed: one im2col serves both.
     """
     _check_conv("conv2d", x, w, bias, stride, padding)
     (n, h, width, c), (kh, kw, _, f) = x.shape, w.shape
@@ -141,6 +142,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
             return transposed_product(cols, x)
 
         item_bytes = oh * ow * kh * kw * max(c, f) * grad.itemsize
+        # one padding of g, kh - 1 - padding, must suit both axes and not be negative
         if dx is not None and stride == 1 and kh == kw and padding < kh:
             dw = over_batch(gradients_at_stride_1, grad, x.data, dx, item_bytes=item_bytes)
             return dx, dw.reshape(kh, kw, f, c)[::-1, ::-1].swapaxes(2, 3)
@@ -154,7 +156,7 @@ _scratch = threading.local()
 
 
 def _im2col(x: Array, kh: int, kw: int, stride: int, padding: int) -> Array:
-    """im2col into this thread's scratch memory, valid until its next call: most of im2col's time is fresh memory."""
+    """im2col into memory that this thread reuses, valid until its next call: allocating is most of im2col's time."""
     n, h, w, c = x.shape
     if (kh, kw, padding) == (1, 1, 0):
         return x[:, ::stride, ::stride].reshape(-1, c)
@@ -162,7 +164,9 @@ def _im2col(x: Array, kh: int, kw: int, stride: int, padding: int) -> Array:
         return im2col(x, kh, kw, stride, padding)
     key = (h, w, c, kh, kw, stride, padding, x.dtype)
     if getattr(_scratch, "key", None) != key or len(_scratch.cols) < n:
-        padded = np.zeros((n, h + 2 * padding, w + 2 * padding, c), x.dtype)  # its border stays zero
+        padded = np.zeros(
+            (n, h + 2 * padding, w + 2 * padding, c), x.dtype
+        )  # the views below see what is written inside; the border stays zero
         _scratch.inside, _scratch.patches = _inside(padded, padding), patches(padded, kh, kw, stride)
         _scratch.cols, _scratch.key = np.empty(_scratch.patches.shape, x.dtype), key
     _scratch.inside[:n] = x

@@ -90,9 +90,12 @@ def scale_and_shift(xp: Any, x: Array, scale: Array, shift: Array, out: Array) -
 
 
 @fuse("batch_norm_gradient_terms")
-def gradient_terms(xp: Any, gx: Array, dbeta: Array, mean: Array, s: Array, m: int) -> tuple[Array, Array, Array]:
-    """dgamma, and the slope and offset of  mean_term + variance_term = slope x + offset.  gx: the sums of g x."""
-    dgamma = (gx - mean * dbeta) * s  # the sum of g xhat, since xhat = (x - mean) s
+def gradient_terms(xp: Any, sum_gx: Array, dbeta: Array, mean: Array, s: Array, m: int) -> tuple[Array, Array, Array]:
+    """dgamma, and the slope and offset of  mean_term + variance_term = slope x + offset.
+
+    sum_gx: the sums of g x. The formulas are in `batch_norm`, norm.py.
+    """
+    dgamma = (sum_gx - mean * dbeta) * s  # the sum of g xhat, since xhat = (x - mean) s
     mean_term = dbeta / m
     slope = s * dgamma / m  # variance_term = xhat dgamma / m = slope (x - mean)
     return dgamma, slope, mean_term - slope * mean

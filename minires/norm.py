@@ -59,7 +59,10 @@ def batch_norm(
     The two terms are there because mean and var depend on x too; in evaluation they don't, and the terms are 0.
     """
     _check_batch_norm(x, gamma, beta, running_mean, running_var, training)
-    x_data, m = x.data, max(1, x.size // x.shape[-1])  # 1 for an empty batch, so that nothing divides by 0
+    x_data, m = (
+        x.data,
+        max(1, x.size // x.shape[-1]),
+    )  # 1 for an empty batch in evaluation, so that nothing divides by 0
     if training:
         mean, var = _mean_and_variance(x_data)
         kernels.update_running_statistics(running_mean, running_var, mean, var, momentum, m / (m - 1))
@@ -69,8 +72,8 @@ def batch_norm(
     out = _scale_and_shift(x_data, scale, shift)  # gamma xhat + beta = scale x + shift, in one pass over memory
 
     def backward(grad: Array) -> Gradients:
-        dbeta, gx = _channel_sums(grad, x_data)  # sum g, sum g x
-        dgamma, slope, offset = kernels.gradient_terms(gx, dbeta, mean, s, m)
+        dbeta, sum_gx = _channel_sums(grad, x_data)  # sum g, sum g x
+        dgamma, slope, offset = kernels.gradient_terms(sum_gx, dbeta, mean, s, m)
         if not training:
             return grad * scale, dgamma, dbeta
         # dx = gamma s (g - mean_term - variance_term), where gamma s is scale and both terms add up to slope x + offset
@@ -102,7 +105,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
 # ---- batch norm's passes over memory --------------------------------------------------------------------------------
 #
 # Channels are few and pixels are many, so loops over (N*H*W, C) would be all overhead. Seen as (N*H, W*C), the same
-# memory has long rows; a vector over the channels is repeated W times to match.
+# memory has long rows; a vector over the channels is repeated W times to match. These rows are `over_batch`'s items.
 
 
 def _scale_and_shift(x: Array, scale: Array, shift: Array) -> Array:
@@ -144,7 +147,8 @@ def _mean_and_variance(x: Array) -> tuple[Array, Array]:
 
     With any constant k,   mean = k + E[x - k]   and   var = E[(x - k)^2] - E[x - k]^2.   k = 0 loses every digit of
     the variance when the mean is large. The mean of one image as k loses hardly any: k is then the mean of one N-th of
-    the numbers, and so (mean - k)^2 is at most N times the variance.
+    the numbers, which contributes (mean - k)^2 / N or more to the variance, so (mean - k)^2 is at most N times it and
+    the subtraction loses about log10 N digits.
     """
     xp, c = array_module(x), x.shape[-1]
     k = x[0].reshape(-1, c).mean(axis=0)

@@ -97,7 +97,7 @@ def one_cycle(lr: float, total: int, pct_start: float = 0.25, start_factor: floa
 
 
 def warmup(schedule: Schedule, steps: int, lr: float) -> Schedule:
-    """A constant `lr` for the first `steps` steps, then `schedule`, at its own count of steps (section 4.2)."""
+    """A constant `lr` for the first `steps` steps, then `schedule`, whose steps count the warm-up (section 4.2)."""
     return lambda step: lr if step < steps else schedule(step)
 
 

@@ -41,6 +41,7 @@ def over_batch(function: Callable[..., Array | None], *arrays: Array, item_bytes
 
     Returns the sum of what `function` returns, added in the batch's order, or None. Chunks depend on the arrays alone,
     so the result is the same, bit for bit, for any number of threads. BLAS is limited to one thread in each of ours.
+    `function` must not call `over_batch` itself.
     """
     first = arrays[0]
     if array_module(first) is not np or first.ndim == 0:
@@ -92,7 +93,7 @@ MIN_BLOCK = 64  # rows
 
 
 def product(rows: Array, w: Array, out: Array) -> None:
-    """out = rows @ w, for rows (R, K), w (K, F) and out with R rows of F numbers."""
+    """out = rows @ w, for rows (R, K), w (K, F) and out contiguous, with R rows of F numbers."""
     blocks = _in_blocks(rows, w.shape[1])
     array_module(rows).matmul(blocks, w, out=out.reshape(*blocks.shape[:2], w.shape[1]))
 
@@ -108,7 +109,8 @@ def _in_blocks(rows: Array, columns: int) -> Array:
     """Rows (R, K) as (blocks, R / blocks, K), for a product of each block with a matrix of `columns` columns.
 
     Before a large product, BLAS packs its operands, and with few columns that costs as much as multiplying. On
-    processors with AVX-512, OpenBLAS multiplies small matrices unpacked.
+    processors with AVX-512, OpenBLAS multiplies small matrices unpacked, so blocks are made that small; below
+    MIN_BLOCK rows the number of calls would cost more.
     """
     r, k = rows.shape
     block = r
@@ -144,7 +146,7 @@ def set_num_threads(n: int) -> None:
     global _num_threads, _jobs
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"threads: expected a positive integer, got {n!r}")
-    with _blas_lock:  # nothing is running
+    with _blas_lock:  # every job holds it, so none is running
         if _jobs is not None:
             for _ in range(get_num_threads() - 1):
                 _jobs.put(None)
@@ -186,8 +188,8 @@ def _worker(jobs: SimpleQueue[Any]) -> None:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread. The limit is the process's, so callers take turns; and threadpoolctl lets only the
-    thread that set it restore it."""
+    """Limit BLAS to one thread. The limit is that of the entire process, so callers take turns: with two at once, the
+    first to finish would lift it under the other."""
     with _blas_lock, _blas.limit(limits=1, user_api="blas"):
         yield
 

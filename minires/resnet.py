@@ -2,7 +2,7 @@
 
 Layers that should compute a mapping H(x) can be asked for the difference instead, F(x) = H(x) - x, to which x
 is then added. Where the best a block can do is next to nothing, F only has to be nearly 0, and that is easier
-to learn than to be nearly the identity. All that changes is the last line of a block:
+to learn than to be nearly the identity. Plain and residual blocks differ in one term of their last line:
 
     plain             y = relu(F(x))
     residual          y = relu(F(x) + shortcut(x))    shortcut(x) is x, or fits x to F's shape
@@ -48,7 +48,7 @@ def projection(c_in: int, c_out: int, stride: int, norm: bool, rng: np.random.Ge
 def make_shortcut(
     option: str | None, c_in: int, c_out: int, stride: int, rng: np.random.Generator, norm: bool = True
 ) -> Module:
-    """What is on a block's shortcut. None: zero, a plain block.
+    """The module on a block's shortcut. None: Zero, a single 0 that broadcasts, which makes the block plain.
 
     A: identity, or subsampling with zero channels where the shape changes.  B: projection where the shape changes.
     C: projection everywhere.
@@ -65,7 +65,7 @@ def make_shortcut(
 
 
 class Block(Module):
-    """What all blocks share: a shortcut, kept under torchvision's name for it."""
+    """What all blocks share: a shortcut. Its attribute has torchvision's name, so that saved weights fit there."""
 
     expansion = 1
     downsample: Module
@@ -138,8 +138,8 @@ class Bottleneck(Block):
 class PreBasicBlock(Block):
     """The basic block with norm and ReLU before each convolution ("Identity Mappings", Figure 1b).
 
-    Where the shortcut is the identity, no ReLU and no norm is between x and the next block's sum. A shortcut that
-    changes the shape takes the normalised and rectified x, as in the authors' code
+    Identity shortcuts carry x unchanged through many blocks: no norm or ReLU is on their path. Any other shortcut
+    takes the normalised and rectified x, as in the authors' code
     (https://github.com/KaimingHe/resnet-1k-layers), and needs no norm of its own.
     """
 

@@ -42,13 +42,14 @@ def fit(
     Ctrl-C saves a checkpoint and raises KeyboardInterrupt. Raises NotFinite if the loss is NaN or infinite, RunError if
     `out` is in use, holds another run or cannot be resumed.
     """
-    keep_freed_memory()
+    keep_freed_memory()  # a step allocates what the last one freed
     run = Run(config, Path(out), dataset or open_data(config.data, config.data_dir))
-    with lock_folder(run.out), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with lock_folder(run.out), np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # Meter reports NaN
         if resume:
             run.resume()
         else:
             run.create()
+        # after resume, which replaces progress
         meter = Meter(run.progress, sync_every=1 if config.device == "cpu" else 20)
         try:
             watch(run)
@@ -58,7 +59,7 @@ def fit(
                 with defer_interrupt(), explain_not_finite(run):
                     meter.flush()
                     check_finite(test_loss, f"{run.test} loss")
-                    row = run.end_epoch(test_loss, test_acc)
+                    row = run.end_epoch(test_loss, test_acc)  # also advances progress.epoch
                     run.save_row(row)
                     run.save_model()
                     run.save_checkpoint()
@@ -77,7 +78,8 @@ def train_epoch(run: Run, meter: Meter, watch: Callable[[Run], None]) -> None:
     from tqdm import tqdm
 
     net, opt, config, progress = run.net.train(), run.opt, run.config, run.progress
-    first = progress.epoch * len(run.loader)  # step of the epoch
+    first = progress.epoch * len(run.loader)  # the run's step at which the epoch began
+    # steps within the epoch; the last epoch may be short
     start, stop = progress.step - first, min(len(run.loader), run.total - first)
     bar = tqdm(
         total=stop * config.batch_size,
