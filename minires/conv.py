@@ -164,9 +164,8 @@ def _im2col(x: Array, kh: int, kw: int, stride: int, padding: int) -> Array:
         return im2col(x, kh, kw, stride, padding)
     key = (h, w, c, kh, kw, stride, padding, x.dtype)
     if getattr(_scratch, "key", None) != key or len(_scratch.cols) < n:
-        padded = np.zeros(
-            (n, h + 2 * padding, w + 2 * padding, c), x.dtype
-        )  # the views below see what is written inside; the border stays zero
+        # two views of `padded`: what is written inside shows in the patches; its border stays zero
+        padded = np.zeros((n, h + 2 * padding, w + 2 * padding, c), x.dtype)
         _scratch.inside, _scratch.patches = _inside(padded, padding), patches(padded, kh, kw, stride)
         _scratch.cols, _scratch.key = np.empty(_scratch.patches.shape, x.dtype), key
     _scratch.inside[:n] = x

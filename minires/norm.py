@@ -59,10 +59,8 @@ def batch_norm(
     The two terms are there because mean and var depend on x too; in evaluation they don't, and the terms are 0.
     """
     _check_batch_norm(x, gamma, beta, running_mean, running_var, training)
-    x_data, m = (
-        x.data,
-        max(1, x.size // x.shape[-1]),
-    )  # 1 for an empty batch in evaluation, so that nothing divides by 0
+    # m is 1 for an empty batch in evaluation, so that nothing divides by 0
+    x_data, m = x.data, max(1, x.size // x.shape[-1])
     if training:
         mean, var = _mean_and_variance(x_data)
         kernels.update_running_statistics(running_mean, running_var, mean, var, momentum, m / (m - 1))
