@@ -14,7 +14,7 @@
 # **Time**: about 60 minutes to read and run, 90 for the exercises.
 
 # %% tags=["hide-input"]
-# Run this first. Where minires is missing, it installs the checkout that this notebook lies in.
+# Run this first. If minires is missing, it installs the checkout that contains this notebook.
 import importlib.util
 import subprocess
 import sys
@@ -857,6 +857,8 @@ hint("1.1")
 #
 # - `minires/tensor.py` is this chapter in full: `Tensor.backward` is our `backward`, with the arrays freed on the way;
 #   you have already seen `topological_order` and `unbroadcast`. You can read all of it now.
+# - `chapters/one_page.py` is all of minires on one page, in NumPy alone. You can read its `Tensor` now (it finds the
+#   order in another way, by depth); chapters 3 to 7 build the rest.
 # - A wrong `step` doesn't crash, it teaches the net nonsense. How to catch it is the subject of **chapter 2, Trust, but
 #   check**.
 # - The idea is old: S. Linnainmaa described it in 1970; Rumelhart, Hinton and Williams showed in 1986 what it does for

@@ -13,7 +13,7 @@
 # **Time**: about 90 minutes to read and run, 120 for the exercises.
 
 # %% tags=["hide-input"]
-# Run this first. Where minires is missing, it installs the checkout that this notebook lies in.
+# Run this first. If minires is missing, it installs the checkout that contains this notebook.
 import importlib.util
 import subprocess
 import sys
@@ -1126,6 +1126,7 @@ hint("5.1")
 # - `minires/nn.py`: `BatchNorm2d` and `LayerNorm`, `train()` and `eval()`, and `forward_hook`, which this chapter used
 #   to look inside.
 # - `minires/optim.py`: `clip_grad_norm`. `minires/training/loop.py`: where the modes are switched in a real loop.
+# - `chapters/one_page.py`: all of it so far on one page, in NumPy alone, and the residual net that chapter 7 adds.
 # - **Chapter 6, Plain nets stop improving**: what goes wrong when a plain net with batch norm gets deeper.
 # - Sources: He et al. 2015, "Delving deep into rectifiers" (the factor of a layer); Pascanu et al. 2013, "On the
 #   difficulty of training recurrent neural networks" (cliffs and clipping); Ioffe and Szegedy 2015, "Batch

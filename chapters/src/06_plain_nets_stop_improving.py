@@ -13,7 +13,7 @@
 # **Time**: about 60 minutes to read and run, 75 for the exercises.
 
 # %% tags=["hide-input"]
-# Run this first. Where minires is missing, it installs the checkout that this notebook lies in.
+# Run this first. If minires is missing, it installs the checkout that contains this notebook.
 import importlib.util
 import subprocess
 import sys

@@ -17,7 +17,7 @@
 # > and from a figure measured without a GPU, and are marked as such.
 
 # %% tags=["hide-input"]
-# Run this first. Where minires is missing, it installs the checkout that this notebook lies in.
+# Run this first. If minires is missing, it installs the checkout that contains this notebook.
 import importlib.util
 import subprocess
 import sys
