@@ -34,6 +34,7 @@ READING_ORDER = {  # a room may import only from those before it; one with a sla
     "resnet": "residual and plain blocks, and the nets",
     "optim": "SGD with momentum, learning-rate schedules",
     "summary": "what a net is made of",
+    "files": "output names, atomic writes, digests, rows",
     "data/": "CIFAR-10, Shapes-10, augmentation, batches",
     "devices/": "machine facts, a pretend GPU, self-test, stopwatch",
     "training/": "settings, run folder, checkpoints, the loop, prediction",
@@ -48,12 +49,12 @@ _ON_FIRST_USE = {  # what needs heavier libraries than NumPy
     "evaluate": "minires.training.loop",
     "fit": "minires.training.loop",
     "load_run": "minires.training.run",
-    "load_torch_weights": "minires.training.checkpoint",
-    "load_weights": "minires.training.checkpoint",
+    "load_torch_weights": "minires.training.weights",
+    "load_weights": "minires.training.weights",
     "open_data": "minires.training.config",
     "predict": "minires.training.predict",
     "read_image": "minires.training.predict",
-    "save_weights": "minires.training.checkpoint",
+    "save_weights": "minires.training.weights",
     "summarise": "minires.summary",
 }
 

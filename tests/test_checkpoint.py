@@ -17,17 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
 
+from minires.files import write_atomically
 from minires.nn import BatchNorm2d, Conv2d, Linear, Module
 from minires.training import checkpoint
-from minires.training.checkpoint import (
-    CheckpointError,
-    load_state,
-    load_torch_weights,
-    load_weights,
-    save_state,
-    save_weights,
-    write_atomically,
-)
+from minires.training.checkpoint import CheckpointError, load_state, save_state
+from minires.training.weights import load_torch_weights, load_weights, save_weights
 
 
 class Small(Module):
@@ -57,7 +51,7 @@ def same(net, other):
 
 def refused(call):
     """The one-line error that `call` raises."""
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(FileError) as error:
         call()
     message = str(error.value)
     assert message.isprintable() and message, "one line, no control characters"

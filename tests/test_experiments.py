@@ -25,9 +25,10 @@ from minires.paper.records import pairs
 from minires.resnet import build
 from minires.summary import summarise
 from minires.tensor import Tensor, no_grad
-from minires.training.checkpoint import load_state, save_weights
+from minires.training.checkpoint import load_state
 from minires.training.config import Config, RunError, schedule_of
 from minires.training.run import Run
+from minires.training.weights import save_weights
 
 DATA = shapes10(48, 20)
 SMALLER = {

@@ -29,18 +29,12 @@ from minires import plots
 from minires.data import DataError, load_cifar10, shapes10
 from minires.data import cifar10 as module
 from minires.nn import BatchNorm2d, Conv2d, Linear, Module
-from minires.training.checkpoint import (
-    CheckpointError,
-    load_state,
-    load_torch_weights,
-    load_weights,
-    save_state,
-    save_weights,
-)
+from minires.training.checkpoint import CheckpointError, load_state, save_state
 from minires.training.config import Config, RunError, read_config
 from minires.training.loop import fit
 from minires.training.predict import predict, read_image
 from minires.training.run import Run, load_run
+from minires.training.weights import load_torch_weights, load_weights, save_weights
 
 FUZZ = settings(
     deadline=None,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minires import SGD, Tensor, build, cross_entropy
-from minires.training.checkpoint import save_weights
+from minires.training.weights import save_weights
 
 torch = pytest.importorskip("torch", reason="PyTorch is the oracle of these tests: pip install torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")

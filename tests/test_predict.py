@@ -10,9 +10,9 @@ from PIL import Image
 
 import minires as mr
 from minires import plots
-from minires.training.checkpoint import save_weights
 from minires.training.predict import predict, read_image
 from minires.training.run import MODEL
+from minires.training.weights import save_weights
 
 CLASSES = ["ant", "bee", "cow", "dog", "eel", "fly", "gnu"]
 RED, GREEN, BLUE = (200, 10, 20), (10, 200, 20), (20, 10, 200)

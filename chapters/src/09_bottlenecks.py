@@ -715,8 +715,8 @@ hint("9.1")
 #
 # - `minires/resnet.py`: `Bottleneck` next to `BasicBlock`, and `IMAGENET`, the family in seven lines.
 # - `minires/summary.py`: `summarise` sends one image through the net and records each layer.
-# - `minires/training/checkpoint.py`: the only place where the two layouts meet, and what it takes to read a file that
-#   you can't trust.
+# - `minires/training/weights.py`: the only place where the two layouts meet. `minires/training/checkpoint.py`: what it
+#   takes to read a file that you can't trust.
 # - **Chapter 10, On the GPU**, asks where the time goes, if not into multiply-adds.
 # - Sources: He et al. 2016, sections 3.3 and 4.1, Table 1 and Figure 5; Simonyan and Zisserman 2015, "Very deep
 #   convolutional networks for large-scale image recognition" (VGG); Lin et al. 2014, "Network in network" (1x1

@@ -32,12 +32,12 @@ import numpy as np
 
 from minires.data import Dataset
 from minires.devices.machine import environment, peak_memory
+from minires.files import write_atomically
 from minires.functional import cross_entropy
 from minires.nn import Module, Sequential, forward_hook
 from minires.optim import SGD
 from minires.resnet import BasicBlock
 from minires.tensor import Tensor, no_grad
-from minires.training.checkpoint import write_atomically
 from minires.training.config import CONFIG, Config, RunError, open_data, read_config
 from minires.training.loop import evaluate, fit
 from minires.training.run import CHECKPOINTS, METRICS, MODEL, Run, load_run

@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from minires.files import write_atomically
 from minires.paper.experiments import EXPERIMENTS, read_json
 from minires.paper.figures import FIGURES, WINDOW, draw
 from minires.paper.records import MOMENTS, PARTS, Record, by_option, pairs, records
-from minires.training.checkpoint import write_atomically
 
 PAPER = {
     "resnet20": 8.75,

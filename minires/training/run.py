@@ -23,12 +23,14 @@ import numpy as np
 from minires.backend import to_device, to_host
 from minires.data import Dataset, Loader, Normalise
 from minires.devices.machine import environment
+from minires.files import write_atomically
 from minires.nn import Module
 from minires.optim import SGD
 from minires.parallel import get_num_threads, set_num_threads
 from minires.resnet import build
-from minires.training.checkpoint import fill, load_state, save_state, save_weights, write_atomically
+from minires.training.checkpoint import load_state, save_state
 from minires.training.config import CONFIG, Config, RunError, schedule_of
+from minires.training.weights import fill, save_weights
 
 Row = dict[str, float]  # the figures of an epoch; accuracies in 0..1, seconds of work on the run so far
 
