@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
 
-from minires.files import write_atomically
+from minires.files import FileError, write_atomically
 from minires.nn import BatchNorm2d, Conv2d, Linear, Module
 from minires.training import checkpoint
 from minires.training.checkpoint import CheckpointError, load_state, save_state
