@@ -88,7 +88,13 @@ def conv2d_naive(x: Array, w: Array, bias: Array | None = None, stride: int = 1,
 
 
 def conv2d_simple(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
-    """y = im2col(x) @ w + bias, on the entire batch at once. Shapes and gradients are those of `conv2d`."""
+    """y = im2col(x) @ w + bias, on the entire batch at once.
+
+    x: (N, H, W, C); w: (KH, KW, C, F), in the product as a matrix (KH*KW*C, F); bias: (F,) or None; y: (N, OH, OW, F).
+
+    Backward, with cols = im2col(x) and g = dL/dy as a matrix (N*OH*OW, F):
+        dw = cols^T g          dx = col2im(g w^T)          dbias = sum of g over its rows
+    """
     _check_conv("conv2d_simple", x, w, bias, stride, padding)
     (n, h, width, _), (kh, kw, _, f) = x.shape, w.shape
     oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
@@ -108,13 +114,10 @@ def conv2d_simple(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int 
 def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
     """y = im2col(x) @ w + bias: `conv2d_simple`, a few images at a time, so that the columns stay in the cache.
 
-    x: (N, H, W, C); w: (KH, KW, C, F); bias: (F,) or None; y: (N, OH, OW, F).
-
-    With the rows of `cols = im2col(x)` and `g = dL/dy`, both as matrices:
-        dw = cols^T g          dx = col2im(g w^T)          dbias = sum of g over its rows
-    At stride 1, dx is itself a convolution of g, padded until the size fits, with w rotated by 180 degrees and its
-    channels in and out swapped. Row p of its columns holds the g of every output that pixel p takes part in, the last
-    place of the kernel first, so (columns of g)^T x is dw with its places reversed: one im2col serves both.
+    Shapes and gradients are those of `conv2d_simple`. At stride 1, dx is itself a convolution of g, padded until the
+    size fits, with w rotated by 180 degrees and its channels in and out swapped. Row p of its columns holds the g of
+    every output that pixel p takes part in, the last place of the kernel first, so (columns of g)^T x is dw with its
+    places reversed: one im2col serves both.
     """
     _check_conv("conv2d", x, w, bias, stride, padding)
     (n, h, width, c), (kh, kw, _, f) = x.shape, w.shape
@@ -122,8 +125,8 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     xp, w_matrix = array_module(x.data), w.data.reshape(-1, f)  # (KH*KW*C, F)
     out = xp.empty((n, oh, ow, f), x.dtype)
 
-    def forward(x: Array, out: Array) -> None:  # a few images
-        product(_im2col(x, kh, kw, stride, padding), w_matrix, out)
+    def forward(images: Array, out: Array) -> None:  # a few of x, and their part of `out`
+        product(_im2col(images, kh, kw, stride, padding), w_matrix, out)
 
     over_batch(forward, x.data, out, item_bytes=oh * ow * kh * kw * c * out.itemsize)
 
@@ -131,15 +134,15 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
         dx = xp.empty(x.shape, x.dtype) if x.requires_grad else None
         w_rotated = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
 
-        def gradients(grad: Array, x: Array, dx: Array | None) -> Array:  # writes dx, returns dw (KH*KW*C, F)
+        def gradients(g: Array, images: Array, dx: Array | None) -> Array:  # writes dx, returns dw (KH*KW*C, F)
             if dx is not None:
-                dx[...] = col2im(grad.reshape(-1, f) @ w_matrix.T, x.shape, kh, kw, stride, padding)
-            return transposed_product(_im2col(x, kh, kw, stride, padding), grad)
+                dx[...] = col2im(g.reshape(-1, f) @ w_matrix.T, images.shape, kh, kw, stride, padding)
+            return transposed_product(_im2col(images, kh, kw, stride, padding), g)
 
-        def gradients_at_stride_1(grad: Array, x: Array, dx: Array) -> Array:  # returns the rotated dw (KH*KW*F, C)
-            cols = _im2col(grad, kh, kw, 1, kh - 1 - padding)  # (N*H*W, KH*KW*F)
+        def gradients_at_stride_1(g: Array, images: Array, dx: Array) -> Array:  # returns the rotated dw (KH*KW*F, C)
+            cols = _im2col(g, kh, kw, 1, kh - 1 - padding)  # (N*H*W, KH*KW*F)
             product(cols, w_rotated, dx)
-            return transposed_product(cols, x)
+            return transposed_product(cols, images)
 
         item_bytes = oh * ow * kh * kw * max(c, f) * grad.itemsize
         # one padding of g, kh - 1 - padding, must suit both axes and not be negative

@@ -57,11 +57,11 @@ def relu_gradient(xp: Any, grad: Array, y: Array, out: Array) -> None:
 
 
 @fuse("batch_norm_mean_and_variance")
-def mean_and_variance(xp: Any, k: Array, first: Array, second: Array, m: int) -> tuple[Array, Array]:
-    """Mean and variance of m numbers x, from any k and the sums of x - k and of its square:
+def mean_and_variance(xp: Any, k: Array, sum1: Array, sum2: Array, m: int) -> tuple[Array, Array]:
+    """Mean and variance of m numbers x, from any k, the sum of x - k, and the sum of its square:
     mean = k + E[x - k],  var = E[(x - k)^2] - E[x - k]^2."""
-    first, second = first / m, second / m
-    return k + first, xp.maximum(second - first * first, 0)
+    mean1, mean2 = sum1 / m, sum2 / m
+    return k + mean1, xp.maximum(mean2 - mean1 * mean1, 0)
 
 
 @fuse("batch_norm_update_running")
@@ -73,8 +73,8 @@ def update_running_statistics(
     running_var += momentum * (var * unbiased - running_var)
 
 
-@fuse("batch_norm_scale_and_shift_of")
-def scale_and_shift_of(
+@fuse("batch_norm_fold")
+def fold_into_scale_and_shift(
     xp: Any, gamma: Array, beta: Array, mean: Array, var: Array, eps: float
 ) -> tuple[Array, Array, Array]:
     """s, scale and shift, with which y = gamma (x - mean) s + beta = scale x + shift."""

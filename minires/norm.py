@@ -66,8 +66,8 @@ def batch_norm(
         kernels.update_running_statistics(running_mean, running_var, mean, var, momentum, m / (m - 1))
     else:
         mean, var = running_mean.astype(x.dtype), running_var.astype(x.dtype)
-    s, scale, shift = kernels.scale_and_shift_of(gamma.data, beta.data, mean, var, eps)
-    out = _scale_and_shift(x_data, scale, shift)  # gamma xhat + beta = scale x + shift, in one pass over memory
+    s, scale, shift = kernels.fold_into_scale_and_shift(gamma.data, beta.data, mean, var, eps)
+    out = _apply_scale_and_shift(x_data, scale, shift)  # gamma xhat + beta = scale x + shift, in one pass over memory
 
     def backward(grad: Array) -> Gradients:
         dbeta, sum_gx = _channel_sums(grad, x_data)  # sum g, sum g x
@@ -86,7 +86,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     Backward, with h = gamma dL/dy and means over C:   dx = s (h - mean(h) - xhat mean(h xhat)).
     The same formula as batch norm's, along the other axis; nothing is shared between the examples of a batch.
     """
-    _check_scale_and_shift("layer_norm", x, gamma, beta)
+    _check_gamma_and_beta("layer_norm", x, gamma, beta)
     centred = x.data - x.data.mean(-1, keepdims=True)
     s = 1 / array_module(x.data).sqrt((centred * centred).mean(-1, keepdims=True) + eps)  # (..., 1)
     xhat = centred * s
@@ -106,7 +106,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
 # memory has long rows; a vector over the channels is repeated W times to match. These rows are `over_batch`'s items.
 
 
-def _scale_and_shift(x: Array, scale: Array, shift: Array) -> Array:
+def _apply_scale_and_shift(x: Array, scale: Array, shift: Array) -> Array:
     """scale x + shift, for x (..., C), scale and shift (C,)."""
     out = array_module(x).empty(x.shape, x.dtype)
     scale, shift = _repeat(scale, x), _repeat(shift, x)
@@ -156,8 +156,8 @@ def _mean_and_variance(x: Array) -> tuple[Array, Array]:
         shifted = x - k_row
         return xp.stack([_column_sums(shifted), xp.einsum("ij,ij->j", shifted, shifted)])
 
-    first, second = _sum_over_width(over_batch(sums, _long_rows(x)), x)
-    mean, var = kernels.mean_and_variance(k, first, second, x.size // c)
+    sum1, sum2 = _sum_over_width(over_batch(sums, _long_rows(x)), x)
+    mean, var = kernels.mean_and_variance(k, sum1, sum2, x.size // c)
     return mean, var
 
 
@@ -184,7 +184,7 @@ def _sum_over_width(total: Array, x: Array) -> Array:
 # ---- argument checks ------------------------------------------------------------------------------------------------
 
 
-def _check_scale_and_shift(op: str, x: Tensor, gamma: Tensor, beta: Tensor) -> None:
+def _check_gamma_and_beta(op: str, x: Tensor, gamma: Tensor, beta: Tensor) -> None:
     if x.ndim < 2 or 0 in x.shape[1:]:
         raise ValueError(f"{op}: expected x (N, ..., C), of which only N may be 0, got {x.shape}")
     for name, t in (("gamma", gamma), ("beta", beta)):
@@ -199,7 +199,7 @@ def _check_scale_and_shift(op: str, x: Tensor, gamma: Tensor, beta: Tensor) -> N
 def _check_batch_norm(
     x: Tensor, gamma: Tensor, beta: Tensor, running_mean: Array, running_var: Array, training: bool
 ) -> None:
-    _check_scale_and_shift("batch_norm", x, gamma, beta)
+    _check_gamma_and_beta("batch_norm", x, gamma, beta)
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         if running.shape != x.shape[-1:]:
             raise ValueError(f"batch_norm: expected {name} {x.shape[-1:]} for x {x.shape}, got {running.shape}")

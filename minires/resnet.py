@@ -213,12 +213,12 @@ class ResNet(Module):
         self.pre_activation = block in (PreBasicBlock, PreBottleneck)
         c_in = width
 
-        def stage(width: int, count: int, stride: int) -> Sequential:
+        def stage(channels: int, count: int, stride: int) -> Sequential:
             nonlocal c_in
             made = []
             for s in [stride] + [1] * (count - 1):
-                made.append(block(c_in, width, s, rng=rng, **block_options))
-                c_in = width * block.expansion
+                made.append(block(c_in, channels, s, rng=rng, **block_options))
+                c_in = channels * block.expansion
             return Sequential(*made)
 
         kernel, stride = (7, 2) if imagenet else (3, 1)

@@ -169,7 +169,7 @@ FUSED: dict[str, tuple[Any, list[Any]]] = {  # a function, and the shapes of its
     "ReLU gradient": (kernels.relu_gradient, [ROWS, ROWS, ROWS]),
     "mean and variance": (kernels.mean_and_variance, [C, C, C, 24]),
     "running statistics": (kernels.update_running_statistics, [C, C, C, C, 0.1, 1.25]),
-    "scale and shift of the channels": (kernels.scale_and_shift_of, [C, C, C, C, 1e-5]),
+    "scale and shift of the channels": (kernels.fold_into_scale_and_shift, [C, C, C, C, 1e-5]),
     "batch norm": (kernels.scale_and_shift, [ROWS, ROW, ROW, ROWS]),
     "gradient terms": (kernels.gradient_terms, [C, C, C, C, 24]),
     "input gradient": (kernels.input_gradient, [ROWS, ROWS, ROW, ROW, ROW, ROWS]),
