@@ -257,6 +257,7 @@ WAITING = {
 }  # the size of the result is unknown
 BOOLEAN = {"allclose", "array_equal", "array_equiv"}  # Python's bool in NumPy, an array in CuPy
 FROM_HOST = {"array", "asanyarray", "asarray", "ascontiguousarray"}
+ONLY_FALSE = {"subok", "writeable"}  # parameters that CuPy has, but does not support
 
 
 @cache
@@ -268,9 +269,13 @@ def _signature(text: str) -> Signature:
 def _check(name: str, text: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
     """The arguments by name, if CuPy takes them all."""
     try:
-        return _signature(text).bind(*arguments, **keywords).arguments
+        by_name = _signature(text).bind(*arguments, **keywords).arguments
     except TypeError as error:
         raise TypeError(f"cupy.{name}({text}): {error}") from None
+    for parameter in ONLY_FALSE & by_name.keys():
+        if by_name[parameter]:
+            raise NotImplementedError(f"cupy.{name}: {parameter}={by_name[parameter]} is not supported")
+    return by_name
 
 
 def _compute(name: str, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
