@@ -1,4 +1,4 @@
-"""Array libraries and devices: NumPy on a CPU, CuPy on a GPU.
+"""Array libraries and devices: NumPy on a CPU, CuPy on a GPU; and random generators, which are always NumPy's.
 
 Only this file and the doctor, which reports why a GPU can't be used, name CuPy. All others work on *arrays*, ask
 `array_module(x)` for the library that made them, and call functions of that library:
@@ -75,6 +75,19 @@ def to_device(x: Array, device: str) -> Array:
 def to_host(x: Array) -> np.ndarray:
     """`x` as a NumPy array; the same array if it already is one."""
     return _by_type.get(type(x), CPU).to_host(x)
+
+
+# What random numbers are drawn for. 0 is for a net's first weights: NumPy pads `default_rng(seed)` to [seed, 0, 0, 0].
+PURPOSES = {"shuffle": 1, "augment": 2, "dropout": 3}
+
+
+def generator(seed: int, purpose: str, first: int = 0, second: int = 0) -> np.random.Generator:
+    """A generator for one draw, on the host; its key says what the draw is for and which it is: (epoch, step).
+
+    No state is carried from draw to draw, so each can be repeated alone. The key always has four numbers: since NumPy
+    pads shorter ones with zeros, keys of different lengths can be the same stream, as `seed` and `[seed, 0]` are.
+    """
+    return np.random.default_rng([seed, PURPOSES[purpose], first, second])
 
 
 def _register_cupy() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from minires import functional as F
-from minires.backend import Array, array_module, device_of, to_device, to_host
+from minires.backend import Array, array_module, device_of, generator, to_device, to_host
 from minires.conv import conv2d, global_avg_pool, max_pool2d
 from minires.norm import batch_norm, layer_norm
 from minires.tensor import Tensor
@@ -268,7 +268,7 @@ class Dropout(Module):
         if not self.training:
             return x
         self.calls += 1
-        return F.dropout(x, self.p, np.random.default_rng([self.seed, self.calls]))
+        return F.dropout(x, self.p, generator(self.seed, "dropout", self.calls))
 
 
 class Sequential(Module):

@@ -1,10 +1,15 @@
-"""Which library made an array, and how arrays cross between devices."""
+"""Which library made an array, how arrays cross between devices, and which random numbers are drawn for what."""
+
+from itertools import product
 
 import numpy as np
 import pytest
 
-from minires import backend
-from minires.backend import array_module, device_of, to_device, to_host
+from minires import backend, nn
+from minires.backend import PURPOSES, array_module, device_of, generator, to_device, to_host
+from minires.data.loader import Loader
+from minires.resnet import build
+from minires.tensor import Tensor
 
 
 def test_numpy_arrays_and_numbers_live_on_the_cpu():
@@ -43,3 +48,42 @@ def test_a_registered_library_is_known_by_its_arrays(elsewhere):
     assert array_module(there) == "its functions" and device_of(there) == "elsewhere"
     assert to_device(there, "elsewhere") is there
     assert to_host(there) is x and to_device(there, "cpu") is x
+
+
+# ---- random generators -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 2**32 - 1, 2**40])
+def test_no_two_purposes_of_a_seed_share_their_first_ten_numbers(seed):
+    keys = list(product(PURPOSES, range(4), range(4)))
+    streams = [np.random.default_rng(seed), *(generator(seed, *key) for key in keys)]
+    numbers = {number for stream in streams for number in stream.random(10)}
+    assert len(numbers) == 10 * len(streams) == 10 * (1 + 3 * 16)
+
+
+def test_what_a_run_draws_from_never_coincides(monkeypatch):
+    real, drawn = np.random.default_rng, []
+
+    def spy(key):
+        drawn.append(tuple(real(key).random(10)))
+        return real(key)
+
+    monkeypatch.setattr(np.random, "default_rng", spy)
+    build("resnet8", seed=0)
+    dropout = nn.Dropout(0.5, seed=0)
+    images, labels = np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, int)
+    loader = Loader(images, labels, 2, normalise=np.float32, seed=0, shuffle=True, augment=True)
+    for epoch in range(3):
+        for _ in loader.epoch(epoch):
+            dropout(Tensor(np.ones((2, 3))))
+    assert len(drawn) == 1 + 3 + 6 + 6
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_the_recorded_runs_would_draw_the_same_again():
+    for draws, key in (
+        (generator(7, "shuffle", 3), [7, 1, 3]),
+        (generator(7, "augment", 3, 5), [7, 2, 3, 5]),
+        (generator(0, "augment"), [0, 2, 0, 0]),
+    ):
+        assert np.array_equal(draws.random(10), np.random.default_rng(key).random(10))

@@ -7,10 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from minires.backend import generator
 from minires.data.augment import augment as random_crop_flip
-
-# The second word of a random key says what the draw is for, so that shuffling and augmenting never share a stream.
-PURPOSE_SHUFFLE, PURPOSE_AUGMENT = 1, 2
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -56,7 +54,7 @@ class Loader:
         """The batches of one epoch, from step `start` on. Leaving the loop early ends the thread."""
         order = np.arange(len(self.images))
         if self.shuffle:
-            order = np.random.default_rng([self.seed, PURPOSE_SHUFFLE, epoch]).permutation(order)
+            order = generator(self.seed, "shuffle", epoch).permutation(order)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="minires-loader") as worker:
             next_batch = worker.submit(self._batch, order, epoch, start)
             for step in range(start, len(self)):
@@ -69,5 +67,5 @@ class Loader:
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
         x = self.normalise(self.images[rows])
         if self.augment:
-            x = random_crop_flip(x, np.random.default_rng([self.seed, PURPOSE_AUGMENT, epoch, step]))
+            x = random_crop_flip(x, generator(self.seed, "augment", epoch, step))
         return x, self.labels[rows]

@@ -153,6 +153,7 @@ class Identity:
         net = Sequential(*(BasicBlock(16, 16, 1, self.shortcut, rng) for _ in range(self.blocks)))
         opt, rows = SGD(net.parameters(), self.lr, self.momentum), []
         for step in range(self.steps):
+            # In step 0 these are the numbers that the weights were made of: kept, since the recorded runs drew them.
             z = np.random.default_rng([self.seed, step]).standard_normal((32, 8, 8, 16))
             x = Tensor(np.abs(z).astype(np.float32))
             difference = net(x) - x
