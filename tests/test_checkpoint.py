@@ -3,6 +3,7 @@
 # mypy: disable-error-code="attr-defined,union-attr"
 
 import errno
+import itertools
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
 from minires.files import FileError, write_atomically
@@ -160,7 +162,7 @@ def test_a_state_is_read_back_unchanged(tmp_path):
         "flag": np.array([True, False]),
         "number": np.array(3.5),
         "nothing": np.zeros((0, 3), np.float32),
-        "ünï.code": np.array([np.nan, np.inf, -0.0]),
+        "ünï.code": np.array([1e-300, -0.0]),
     }
     info = {"epoch": 3, "losses": [0.1, 0.25], "nested": {"a": None, "ä": "ß"}, "seed": 2**70}
     save_state(tmp_path / "state", arrays, info)
@@ -183,6 +185,85 @@ def test_a_file_from_elsewhere_has_an_empty_info(tmp_path):
     save_file({"x": np.zeros(3)}, tmp_path / "a.safetensors")
     save_file({"x": np.zeros(3)}, tmp_path / "b.safetensors", metadata={"format": "pt"})
     assert load_state(tmp_path / "a.safetensors")[1] == load_state(tmp_path / "b.safetensors")[1] == {}
+
+
+def test_a_flipped_bit_anywhere_in_a_state_is_found_or_changes_nothing(tmp_path):
+    path, arrays = tmp_path / "state", {"w": np.arange(3, dtype=np.float32), "n": np.array([7])}
+    save_state(path, arrays, {"epoch": 3})
+    good, outcomes = path.read_bytes(), {"refused": 0, "unchanged": 0}
+    for at, bit in itertools.product(range(len(good)), range(8)):
+        data = bytearray(good)
+        data[at] ^= 1 << bit
+        path.write_bytes(data)
+        try:
+            back, info = load_state(path)
+            assert info == {"epoch": 3} and all(np.array_equal(back[name], a) for name, a in arrays.items())
+            outcomes["unchanged"] += 1
+        except CheckpointError:
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > 7 * len(good) and outcomes["unchanged"] <= 8 * len("digest"), outcomes
+
+
+@pytest.mark.parametrize("change", ["name", "dtype", "shape", "number", "info", "missing"])
+def test_a_digest_covers_everything_in_a_state(tmp_path, change):
+    path, x = tmp_path / "state", np.arange(6, dtype=np.float32).reshape(2, 3)
+    save_state(path, {"x": x, "y": x}, {"epoch": 3})
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    assert load_state(path)[0].keys() == {"x", "y"} and len(metadata["digest"]) == 64
+    changed = {
+        "name": {"x": x, "z": x},
+        "dtype": {"x": x, "y": x.view(np.int32)},
+        "shape": {"x": x, "y": x.reshape(3, 2)},
+        "number": {"x": x, "y": np.nextafter(x, 9)},
+        "missing": {"x": x},
+    }
+    info = {"epoch": 4} if change == "info" else {"epoch": 3}
+    save_file(changed.get(change, {"x": x, "y": x}), path, metadata={**metadata, "info": json.dumps(info)})
+    assert "differs from the digest" in refused(lambda: load_state(path))
+
+
+def test_a_file_without_a_digest_is_read(tmp_path):
+    save_file({"x": np.arange(3)}, tmp_path / "state", metadata={"info": '{"epoch": 3}'})
+    arrays, info = load_state(tmp_path / "state")
+    assert info == {"epoch": 3} and np.array_equal(arrays["x"], [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("fc.weight", np.nan, "fc.weight holds NaN or infinity"),
+        ("velocity.fc.bias", -np.inf, "velocity.fc.bias holds NaN or infinity"),
+        ("net.bn1.running_var", -1e-30, "net.bn1.running_var holds a negative variance"),
+        ("bn1.running_mean", -1.0, None),
+        ("bn1.running_var", 0.0, None),
+    ],
+)
+def test_numbers_that_no_net_can_hold_are_refused(tmp_path, name, value, wanted):
+    array = np.ones(5, np.float32)
+    array[3] = value
+    save_state(tmp_path / "state", {name: array}, {})
+    if wanted:
+        assert wanted in refused(lambda: load_state(tmp_path / "state"))
+    else:
+        assert np.array_equal(load_state(tmp_path / "state")[0][name], array)
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_a_file_that_can_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, error):
+    path = tmp_path / "state"
+    save_state(path, {"x": np.zeros(3)}, {})
+    for broken in ("open", "stat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, broken, lambda *a, **k: raise_os_error(error))
+            with pytest.raises(FileError, match=os.strerror(error)) as caught:
+                load_state(path)
+        assert not isinstance(caught.value, CheckpointError)
+    assert np.array_equal(load_state(path)[0]["x"], np.zeros(3))
+
+
+def raise_os_error(number):
+    raise OSError(number, os.strerror(number))
 
 
 # ---- weights in and out ------------------------------------------------------------------------------------
@@ -328,7 +409,7 @@ def test_without_pytorch_a_pth_file_is_refused_and_the_error_says_what_to_do(tmp
 def test_other_sources_are_refused(tmp_path):
     assert "expected a .safetensors, .pth" in refused(lambda: load_torch_weights(Small(), tmp_path / "net.npz"))
     assert "no such file" in refused(lambda: load_torch_weights(Small(), tmp_path / "none.safetensors"))
-    assert "no such file" in refused(lambda: load_weights(Small(), tmp_path))
+    assert "expected a file, got a folder" in refused(lambda: load_weights(Small(), tmp_path))
     assert "state_dict: expected a dict of arrays, got a list" in refused(
         lambda: load_torch_weights(Small(), {"state_dict": [1]})
     )
@@ -466,7 +547,7 @@ def corruptions(count):
 
 
 def test_four_hundred_corruptions_are_refused_or_read_whole(tmp_path):
-    """A flipped bit in a number cannot be detected; but no net is ever half filled."""
+    """Without a digest a flipped bit in a number can't be detected; but no net is ever half filled."""
     path, outcomes = tmp_path / "net.safetensors", {"refused": 0, "read": 0}
     start = Small()
     for data in corruptions(400):
