@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
@@ -14,6 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from minires.training.config import PAPER_STEPS, RECIPES, Config
+from minires.training.signals import exit_status, stop_on_signals
 
 app = typer.Typer(
     help="minires: deep residual learning, built from the ground up. Begin with: python -m minires train",
@@ -28,7 +30,12 @@ UsageError: Any = typer.BadParameter.__base__  # an unknown command or option, o
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. Errors are one line on stderr, with status 2; Ctrl-C ends with status 130."""
+    """Run a command. Errors are one line on stderr, with status 2; Ctrl-C ends with status 130, SIGTERM with 143."""
+    with stop_on_signals():
+        _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a report quotes answers, in whatever alphabet
     try:
@@ -42,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         sys.exit(print_error(str(error) or type(error).__name__))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(print_error("stopped", 130))
+        sys.exit(print_error("stopped", exit_status()))
 
 
 def print_error(message: str, status: int = 2) -> int:
@@ -139,6 +146,7 @@ def train(
 ) -> None:
     """Train a net; figures, curves and weights are written to a folder."""
     from minires.training.config import open_data
+    from minires.training.folder import can_resume, resume_command
     from minires.training.loop import fit
 
     options = only_given(
@@ -170,7 +178,8 @@ def train(
     try:
         rows = fit(config, folder, bool(resume), dataset)
     except KeyboardInterrupt:
-        sys.exit(print_error(f"stopped; resume with: python -m minires train --resume {folder}", 130))
+        advice = f"; resume with: {resume_command(folder)}" if can_resume(folder) else ""
+        sys.exit(print_error(f"stopped{advice}", exit_status()))
 
     from minires.plots import curves
 
@@ -192,6 +201,7 @@ def add_settings(options: dict[str, Any], settings: list[str]) -> dict[str, Any]
 
 def resumed_config(folder: Path, chosen: dict[str, Any], out: Path | None) -> Config:
     """The config of the run in `folder`, with the changes that a resumed run allows."""
+    from minires.parallel import get_num_threads
     from minires.training.config import read_config
 
     refused = [name for name in [*chosen, *(["out"] if out else [])] if name not in CHANGEABLE]
@@ -199,7 +209,10 @@ def resumed_config(folder: Path, chosen: dict[str, Any], out: Path | None) -> Co
         raise ValueError(
             f"--resume: expected only {', '.join(CHANGEABLE)}, got {', '.join(refused)}; a run keeps its settings"
         )
-    return read_config(folder, **chosen)
+    config = read_config(folder, **chosen)
+    if "threads" in chosen or config.threads is None:
+        return config
+    return replace(config, threads=min(config.threads, get_num_threads()))  # it may be from a larger machine
 
 
 def final_table(row: dict[str, float], folder: Path) -> str:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import time
@@ -359,6 +360,7 @@ def resume(trained, folder, name, arrays_and_info=None, raw=b""):
     """The run resumed from this checkpoint, or None if it was refused in one line."""
     run = Run(trained.config, folder, DATA)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    shutil.copy(trained.out / "config.json", folder)
     path = folder / "checkpoints" / name
     path.write_bytes(raw)
     if arrays_and_info:
@@ -395,7 +397,12 @@ def test_checkpoints_with_damage(trained, tmp_path, data):
     folder = tmp_path / str(next(FRESH))
     run = resume(trained, folder, "step-00000004.safetensors", raw=data.draw(damaged(trained.checkpoints)))
     assert run is None or assert_valid_position(run) is None
-    assert {path.name for path in folder.iterdir()} <= {"checkpoints", "metrics.jsonl"}
+    assert {path.name for path in folder.iterdir()} <= {
+        "config.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "model.safetensors",
+    }
 
 
 @FUZZ

@@ -27,8 +27,9 @@ from minires.training import config as settings
 from minires.training import loop
 from minires.training.checkpoint import load_state, save_state
 from minires.training.config import Config, RunError, open_data, read_config, schedule_of
+from minires.training.folder import lock_folder
 from minires.training.loop import Meter, NotFinite, evaluate, explain_not_finite, first_not_finite, fit
-from minires.training.run import Run, load_run, lock_folder
+from minires.training.run import Run, load_run
 
 DATA = shapes10(70, 30)
 SMALL = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 3, "threads": 1}  # 4 steps an epoch
@@ -48,6 +49,11 @@ def rows_of(out):
     assert text == "" or text.endswith("\n")
     rows = [json.loads(line) for line in text.splitlines()]
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+def content_of(folder):
+    """Every file in the folder, and what is in it."""
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 def assert_same_run(out, other):
@@ -351,21 +357,26 @@ def test_a_damaged_checkpoint_is_skipped_and_reported(complete, tmp_path, capsys
     (run / "metrics.jsonl").write_text('{"epoch": 1, "st', encoding="utf-8")
     fit(read_config(run), run, resume=True, dataset=DATA)
     err = capsys.readouterr().err
-    assert "skipped a damaged checkpoint" in err and "step-00000012" in err and "step-00000099" in err
+    assert err.count("set aside a damaged checkpoint as step-000000") == err.count("\n") == 2
     assert_same_run(run, complete)
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert kept == ["step-00000008.safetensors", "step-00000012.safetensors"]
+    good = ["step-00000008.safetensors", "step-00000012.safetensors"]
+    damaged = ["step-00000012.safetensors.damaged", "step-00000099.safetensors.damaged"]
+    assert kept == [good[0], good[1], *damaged]
+    assert (run / "checkpoints" / damaged[1]).read_bytes() == b"from nowhere"
 
-    for path in (run / "checkpoints").iterdir():
-        path.write_bytes(b"nothing")
-    with pytest.raises(RunError, match="no readable checkpoint"):
+    for name in good:
+        (run / "checkpoints" / name).write_bytes(b"nothing")
+    before = content_of(run)
+    with pytest.raises(RunError, match="no good checkpoint"):
         fit(read_config(run), run, resume=True, dataset=DATA)
+    assert content_of(run) == before
 
 
 def test_a_checkpoint_of_another_net_is_refused(complete, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(complete, run)
-    with pytest.raises(RunError, match="no readable checkpoint.*load_state_dict"):
+    with pytest.raises(RunError, match="no good checkpoint.*load_state_dict"):
         fit(read_config(run, width=8), run, resume=True, dataset=DATA)
 
 
@@ -472,17 +483,17 @@ def test_an_old_run_resumes_bit_for_bit(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(RunError, match="not empty.*--resume"):
+    with pytest.raises(RunError, match="not empty; name another folder with --out$"):
         fit(Config.from_recipe("fast", **SMALL), tmp_path, dataset=DATA)
-    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"thesis.txt"}
+    assert content_of(tmp_path) == {"thesis.txt": b"years of work"}
 
 
 def test_a_second_run_in_the_same_folder_is_refused(complete, tmp_path):
     with lock_folder(tmp_path), pytest.raises(RunError, match="in use by another training run"):
         fit(Config.from_recipe("fast", **SMALL), tmp_path, dataset=DATA)
     script = """
-import sys, pathlib, minires.training.run
-with minires.training.run.lock_folder(pathlib.Path(sys.argv[1])):
+import sys, pathlib, minires.training.folder
+with minires.training.folder.lock_folder(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
 """

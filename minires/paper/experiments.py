@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,8 +38,9 @@ from minires.optim import SGD
 from minires.resnet import BasicBlock
 from minires.tensor import Tensor, no_grad
 from minires.training.config import CONFIG, Config, RunError, open_data, read_config
+from minires.training.folder import METRICS, MODEL, delete_checkpoints
 from minires.training.loop import evaluate, fit
-from minires.training.run import CHECKPOINTS, METRICS, MODEL, Run, load_run
+from minires.training.run import Run, load_run
 
 SESSIONS, LAYERS, STEPS, INIT_FROM = "sessions.jsonl", "layers.jsonl", "steps.jsonl", "init_from.json"
 MACHINE_SETTINGS = ("threads", "data", "data_dir")  # a run may be resumed with other values of these
@@ -85,12 +85,11 @@ class Training:
         with suppress(StopRun):
             fit(config, out, resume, data(), self.recorder(out, deadline))
         if self.is_finished(out):
-            shutil.rmtree(out / CHECKPOINTS)
+            delete_checkpoints(out, keep=0)
             if not self.keep:
                 (out / MODEL).unlink(missing_ok=True)
         else:
-            for path in sorted((out / CHECKPOINTS).iterdir())[:-1]:
-                path.unlink()
+            delete_checkpoints(out, keep=1)
 
     def config_to_resume(self, out: Path) -> Config:
         """The config, with the data set that the run was started on."""

@@ -10,7 +10,7 @@ from minires.paper.experiments import EXPERIMENTS, INIT_FROM, LAYERS, STEPS, rea
 from minires.resnet import build
 from minires.summary import summarise
 from minires.training.config import CONFIG, PAPER_STEPS
-from minires.training.run import METRICS
+from minires.training.folder import METRICS
 
 PAPER_EPOCHS = round(PAPER_STEPS * 128 / 50_000)
 PARTS = {"training": "train", "test": "test"}  # title and key

@@ -9,10 +9,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from minires.data import DataError, Dataset, data_root, find_cifar10, load_cifar10, shapes10
+from minires.files import digest
 from minires.optim import Schedule, cosine, multistep, one_cycle, warmup
 
 CONFIG = "config.json"  # in a run folder
@@ -158,16 +160,42 @@ def open_data(name: str, data_dir: str | Path | None = None) -> Dataset:
 
 def read_config(out: str | Path, **changes: Any) -> Config:
     """The config of the run in folder `out`, with some settings changed. Raises RunError."""
-    path = Path(out) / CONFIG
-    if not path.is_file():
-        raise RunError(f"{out} holds no run: {CONFIG} is missing")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise RunError(f"{path}: expected at most {MAX_CONFIG_BYTES:,} bytes, got {path.stat().st_size:,}")
+    about = read_about(out)
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["config"]
-        return Config(**{**with_present_names(settings), **changes})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
+        return Config(**{**with_present_names(about["config"]), **changes})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{Path(out, CONFIG)} cannot be read: {error}{_other_version(about)}") from None
+
+
+def read_about(out: str | Path) -> dict[str, Any]:
+    """All that `config.json` in the folder `out` says about a run. Raises RunError."""
+    path = Path(out, CONFIG)
+    try:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise RunError(f"{path}: expected at most {MAX_CONFIG_BYTES:,} bytes, got {size:,}")
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{out} holds no run: {CONFIG} is missing") from None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(str(error) if isinstance(error, RunError) else f"{path} cannot be read: {error}") from None
+    if not isinstance(about, dict):
+        raise RunError(f"{path} cannot be read: expected a JSON object, got a {type(about).__name__}")
+    return about
+
+
+def _other_version(about: dict[str, Any]) -> str:
+    """The hint that another version wrote `config.json`, if so."""
+    own, versions = metadata.version("minires"), about.get("versions")
+    theirs = versions.get("minires") if isinstance(versions, dict) else None
+    return f"; minires {theirs} wrote it, this is {own}" if theirs not in (None, own) else ""
+
+
+def config_digest(out: str | Path) -> str:
+    """The digest of what `config.json` says, whatever its layout. Raises RunError."""
+    return digest(json.dumps(read_about(out), sort_keys=True).encode())
 
 
 RENAMED = {"decay_vectors": "decay_bias_and_norm", "smoothing": "label_smoothing"}

@@ -22,8 +22,10 @@ from minires.devices.machine import keep_freed_memory
 from minires.functional import check_labels, cross_entropy
 from minires.nn import Module, forward_hook
 from minires.tensor import Tensor, no_grad
-from minires.training.config import Config, open_data
-from minires.training.run import Progress, Row, Run, defer_interrupt, lock_folder
+from minires.training.config import Config, open_data, read_about
+from minires.training.folder import lock_folder
+from minires.training.run import Progress, Row, Run
+from minires.training.signals import defer_signals, stop_on_signals
 
 
 def fit(
@@ -39,14 +41,19 @@ def fit(
     that of an uninterrupted run. dataset: used in place of the one that `config` names. watch: called with the run
     before the first step and after every step and epoch.
 
-    Ctrl-C saves a checkpoint and raises KeyboardInterrupt. Raises NotFinite if the loss is NaN or infinite, RunError if
-    `out` is in use, holds another run or cannot be resumed.
+    Ctrl-C, SIGTERM and SIGHUP save a checkpoint and raise KeyboardInterrupt. Raises NotFinite if the loss is NaN or
+    infinite; RunError or FileError, and changes nothing, if `out` is in use, holds another run or can't be resumed.
     """
     keep_freed_memory()  # a step allocates what the last one freed
     run = Run(config, Path(out), dataset or open_data(config.data, config.data_dir))
-    with lock_folder(run.out), np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # Meter reports NaN
+    if resume:
+        read_about(run.out)  # now, as locking makes the folder
+    # Meter reports NaN
+    with lock_folder(run.out), stop_on_signals(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if resume:
             run.resume()
+            if run.progress.epoch == run.epochs:
+                print(f"{run.out} is finished, nothing to do")
         else:
             run.create()
         # after resume, which replaces progress
@@ -56,17 +63,17 @@ def fit(
             while run.progress.epoch < run.epochs:
                 train_epoch(run, meter, watch)
                 test_loss, test_acc = evaluate(run.net, run.test_images, run.test_labels, run.normalise)
-                with defer_interrupt(), explain_not_finite(run):
+                with defer_signals(), explain_not_finite(run):
                     meter.flush()
                     check_finite(test_loss, f"{run.test} loss")
                     row = run.end_epoch(test_loss, test_acc)  # also advances progress.epoch
-                    run.save_row(row)
                     run.save_model()
                     run.save_checkpoint()
+                    run.save_metrics()  # last, so that every epoch that is recorded has a checkpoint
                     print(as_line(row, run), flush=True)
                     watch(run)
         except KeyboardInterrupt:
-            with defer_interrupt(), explain_not_finite(run):
+            with defer_signals(), explain_not_finite(run):
                 meter.flush()
                 run.save_checkpoint()
             raise
@@ -91,7 +98,7 @@ def train_epoch(run: Run, meter: Meter, watch: Callable[[Run], None]) -> None:
     )
     with bar:
         for x, y in islice(run.loader.epoch(progress.epoch, start), stop - start):
-            with defer_interrupt(), explain_not_finite(run, x):
+            with defer_signals(), explain_not_finite(run, x):
                 opt.lr = run.schedule(progress.step)
                 labels = to_device(check_labels(y, len(run.dataset.classes)), config.device)
                 logits = net(Tensor(to_device(x, config.device)))

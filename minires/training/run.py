@@ -1,19 +1,11 @@
-"""A training run: its parts, its folder, and how it is saved and resumed.
-
-A run folder holds `config.json` (every setting, versions, data set), `metrics.jsonl` (one line per epoch),
-`model.safetensors` (the net, for `load_run`) and `checkpoints/`, from which the run resumes.
-"""
+"""A training run: its parts, what it writes to its folder, and how it resumes from there."""
 
 from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +20,25 @@ from minires.nn import Module
 from minires.optim import SGD
 from minires.parallel import get_num_threads, set_num_threads
 from minires.resnet import build
-from minires.training.checkpoint import load_state, save_state
-from minires.training.config import CONFIG, Config, RunError, schedule_of
+from minires.training.checkpoint import CheckpointError, check_numbers, load_state, save_state
+from minires.training.config import CONFIG, Config, RunError, config_digest, schedule_of
+from minires.training.folder import (
+    LOCK,
+    METRICS,
+    MODEL,
+    can_resume,
+    checkpoint_path,
+    checkpoints_in,
+    delete_checkpoints,
+    delete_leftovers,
+    leftovers_in,
+    recorded_rows,
+    resume_command,
+    set_aside,
+)
 from minires.training.weights import fill, save_weights
 
 Row = dict[str, float]  # the figures of an epoch; accuracies in 0..1, seconds of work on the run so far
-
-METRICS, MODEL, CHECKPOINTS, LOCK = "metrics.jsonl", "model.safetensors", "checkpoints", ".lock"
 
 
 @dataclass
@@ -108,8 +112,11 @@ class Run:
 
     def create(self) -> None:
         """Start a new run; its folder must be empty."""
-        if any(path.name != LOCK for path in self.out.iterdir()):
-            raise RunError(f"{self.out} is not empty; name another folder with --out, or resume: --resume {self.out}")
+        ignored = [self.out / LOCK, *leftovers_in(self.out)]
+        if any(path not in ignored for path in self.out.iterdir()):
+            resume = f", or resume the run in it: {resume_command(self.out)}" if can_resume(self.out) else ""
+            raise RunError(f"{self.out} is not empty; name another folder with --out{resume}")
+        delete_leftovers(self.out)
         about = {
             "config": asdict(self.config),
             "steps": self.total,
@@ -121,8 +128,9 @@ class Run:
             },
             **environment(),
         }
-        write_atomically(self.out / METRICS, b"")
-        write_atomically(self.out / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+        write_atomically(self.out / CONFIG, (json.dumps(about, indent=2) + "\n").encode())  # first: without it, no run
+        self.config_digest = config_digest(self.out)
+        self.save_metrics()
 
     def end_epoch(self, loss: float, acc: float) -> Row:
         """Close an epoch and return its figures. loss, acc: on the test or validation set."""
@@ -144,10 +152,10 @@ class Run:
         progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
         return row
 
-    def save_row(self, row: Row) -> None:
-        """Append an epoch's figures to `metrics.jsonl`."""
-        with open(self.out / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def save_metrics(self) -> None:
+        """Write the figures of all epochs."""
+        rows = "".join(json.dumps(row) + "\n" for row in self.progress.rows)
+        write_atomically(self.out / METRICS, rows.encode())
 
     def save_model(self) -> None:
         """Write the net, and all that `load_run` needs besides its weights."""
@@ -174,58 +182,79 @@ class Run:
         arrays = {f"net.{name}": array for name, array in self.net.state_dict().items()}
         for (name, _), velocity in zip(self.net.named_parameters(), self.opt.velocity, strict=True):
             arrays[f"velocity.{name}"] = to_host(velocity)
-        folder = self.out / CHECKPOINTS
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step-{self.progress.step:08d}.safetensors"
-        save_state(path, arrays, {"progress": asdict(self.progress)})
-        kept = sorted(folder.glob("step-*.safetensors"))[-2:]
-        for path in folder.iterdir():
-            if path not in kept:
-                path.unlink()
+        path = checkpoint_path(self.out, self.progress.step)
+        check_numbers(arrays, path)  # or it would replace a good one
+        path.parent.mkdir(exist_ok=True)
+        save_state(path, arrays, {"progress": asdict(self.progress), "config": self.config_digest})
+        delete_checkpoints(self.out, keep=2)
         self.saved = time.perf_counter()
 
     def resume(self) -> None:
-        """Resume from the newest readable checkpoint, or start over if there is none."""
-        skipped = self.load_newest_checkpoint()
-        for path, problem in skipped:
-            print(f"skipped a damaged checkpoint: {problem}", file=sys.stderr)
-            path.unlink()
-        for path in self.out.glob("*.tmp"):  # half-written files of a killed run
-            path.unlink()
-        self.start_clock()
-        rows = "".join(json.dumps(row) + "\n" for row in self.progress.rows)
-        write_atomically(self.out / METRICS, rows.encode())
+        """Resume from the newest good checkpoint; begin again if there is none and no epoch is recorded.
 
-    def load_newest_checkpoint(self) -> list[tuple[Path, str]]:
-        """Returns the checkpoints that were newer but unreadable, and why. Raises RunError if all are unreadable."""
-        skipped: list[tuple[Path, str]] = []
-        for path in sorted((self.out / CHECKPOINTS).glob("step-*.safetensors"), reverse=True):
+        Damaged checkpoints are set aside. Raises RunError or FileError, and changes nothing, if all are damaged, if
+        one can't be read, or if epochs are recorded and their checkpoints missing.
+        """
+        self.config_digest = config_digest(self.out)
+        checkpoints = checkpoints_in(self.out)
+        if not checkpoints:
+            self.check_nothing_is_recorded()
+        for path, problem in self.load_newest(checkpoints):
+            print(f"set aside a damaged checkpoint as {set_aside(path).name}: {problem}", file=sys.stderr)
+        delete_leftovers(self.out)
+        self.start_clock()
+        self.save_metrics()
+        if self.progress.rows and not self.progress.seen and not (self.out / MODEL).exists():
+            self.save_model()
+
+    def check_nothing_is_recorded(self) -> None:
+        """Raise RunError if an epoch is recorded: a run without checkpoints would begin again and replace it."""
+        rows = recorded_rows(self.out)
+        done = f"{self.out} has recorded {len(rows)} of {self.epochs} epochs"
+        if rows and rows[-1]["step"] >= self.total:
+            raise RunError(f"{done}: it is finished, nothing to do")
+        if rows:
+            raise RunError(f"{done}, but its checkpoints are missing; restore them, or start over in another folder")
+
+    def load_newest(self, checkpoints: list[Path]) -> list[tuple[Path, CheckpointError]]:
+        """Load the newest good one. Returns the newer ones, which are damaged, and how. Raises RunError if all are."""
+        damaged: list[tuple[Path, CheckpointError]] = []
+        for path in reversed(checkpoints):
             try:
                 self.load_checkpoint(path)
-                return skipped
-            except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-                skipped.append((path, str(error)))
-        if skipped:
-            raise RunError(f"{self.out} has no readable checkpoint: {skipped[0][1]}")
+                return damaged
+            except CheckpointError as error:
+                damaged.append((path, error))
+        if damaged:
+            raise RunError(f"{self.out} has no good checkpoint: {damaged[0][1]}")
         return []
 
     def load_checkpoint(self, path: Path) -> None:
-        """Continue from this checkpoint. Raises an error of almost any type if it is damaged or of another run."""
+        """Continue from this checkpoint. Raises CheckpointError if it is damaged or of another run."""
         arrays, info = load_state(path)
+        try:
+            self.fill(arrays, info)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    def fill(self, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+        """Take over the content of a checkpoint. Raises an error of almost any type if it isn't one of this run."""
+        if info.get("config", self.config_digest) != self.config_digest:
+            raise ValueError(f"{CONFIG} is not the one that it was written with; restore that")
         progress = Progress(**{RENAMED.get(name, name): value for name, value in info["progress"].items()})
-        self.validate(progress, path)
+        self.validate(progress)
         if any(array.dtype.kind != "f" for array in arrays.values()):
-            raise ValueError(f"{path}: expected floating-point numbers only")
+            raise ValueError("expected floating-point numbers only")
         net = {name.removeprefix("net."): array for name, array in arrays.items() if name.startswith("net.")}
         self.net.load_state_dict(net)
         for (name, _), velocity in zip(self.net.named_parameters(), self.opt.velocity, strict=True):
             array = arrays[f"velocity.{name}"]
             if array.shape != velocity.shape:
-                raise ValueError(f"{path}: velocity.{name} is {array.shape}, expected {velocity.shape}")
+                raise ValueError(f"velocity.{name} is {array.shape}, expected {velocity.shape}")
             velocity[...] = to_device(array, self.config.device)
         self.progress = progress
 
-    def validate(self, progress: Progress, path: Path) -> None:
+    def validate(self, progress: Progress) -> None:
         """Raises ValueError or TypeError unless `progress`, read from a file, is a valid position in this run."""
         first = min(progress.epoch * len(self.loader), self.total)  # step of the epoch
         last = min(first + len(self.loader), self.total)
@@ -235,14 +264,14 @@ class Run:
             and len(progress.rows) == progress.epoch
             and progress.seen == (progress.step - first) * self.config.batch_size
         ):
-            raise ValueError(f"{path}: step {progress.step} of epoch {progress.epoch} is not one of this run")
+            raise ValueError(f"step {progress.step} of epoch {progress.epoch} is not one of this run")
         figures = [progress.loss_sum, progress.seconds, progress.cpu_seconds]
         figures += [value for row in progress.rows for value in row.values()]
         if not (all(map(math.isfinite, figures)) and 0 <= progress.correct <= progress.seen):
-            raise ValueError(f"{path}: holds impossible values")
+            raise ValueError("holds impossible values")
         names = {"epoch", "step", "lr", "train_loss", "train_acc", f"{self.test}_loss", f"{self.test}_acc", "seconds"}
         if not all(names <= row.keys() for row in progress.rows):
-            raise ValueError(f"{path}: lacks figures of an epoch")
+            raise ValueError("lacks figures of an epoch")
 
 
 def hold_out(dataset: Dataset) -> Dataset:
@@ -261,39 +290,6 @@ def hold_out(dataset: Dataset) -> Dataset:
 RENAMED = {"loss": "loss_sum", "right": "correct", "images": "seen"}  # fields of Progress in older checkpoints
 
 
-@contextmanager
-def lock_folder(out: Path) -> Iterator[None]:
-    """Lock the run folder for this process; the system releases the lock if the process dies."""
-    import filelock
-
-    out.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise RunError(f"{out} is in use by another training run; name another folder with --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def defer_interrupt() -> Iterator[None]:
-    """Inside, Ctrl-C waits for the end of the block, so that no step and no file is left half done."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield
-        return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
 # ---- reading a trained net -----------------------------------------------------------------------------------------
 
 
@@ -303,7 +299,7 @@ def load_run(out: str | Path) -> tuple[Module, Normalise, dict[str, Any]]:
     Raises RunError if the folder holds no trained net, CheckpointError if its file is damaged.
     """
     path = Path(out) / MODEL
-    if not path.is_file():
+    if not path.exists():
         raise RunError(f"{out} holds no trained net: {MODEL} is missing (it is written after the first epoch)")
     arrays, info = load_state(path)
     try:
