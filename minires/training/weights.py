@@ -10,16 +10,29 @@ Only this module knows both layouts:
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+import os
+import re
+import zipfile
+from collections import deque
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from io import BytesIO
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minires.backend import Array, to_host
-from minires.files import FileName
+from minires.files import FileError, FileName
 from minires.nn import Module
-from minires.training.checkpoint import CheckpointError, check_size, load_state, save_state
+from minires.training.checkpoint import (
+    MAX_FILE_BYTES,
+    CheckpointError,
+    check_numbers,
+    check_size,
+    load_state,
+    save_state,
+)
 
 
 def save_weights(net: Module, path: FileName, info: Mapping[str, Any] | None = None) -> None:
@@ -39,68 +52,125 @@ def load_weights(net: Module, path: FileName) -> None:
 def load_torch_weights(model: Module, source: FileName | Mapping[str, Any]) -> None:
     """Read weights made with PyTorch into a net of the same shape.
 
-    source: a `.safetensors` file; a `.pth`, `.th` or `.pt` file (needs PyTorch; code in the file does not run); or a
-    dict from names to arrays or PyTorch tensors, in PyTorch's layout. Weights inside `state_dict`, names that begin
-    with `module.`, and a last layer called `linear` are understood; `num_batches_tracked` is ignored.
+    source: a safetensors file; a file that `torch.save` wrote (`.pth`, `.pt`, `.ckpt`, `.bin`, ...; needs PyTorch; code
+    in the file does not run); or a dict from names to arrays or PyTorch tensors, in PyTorch's layout. The dict of
+    weights may be inside another, under any key. A prefix of all names (`module.`, `_orig_mod.model.`) and a last layer
+    called `linear` are understood; float16 and bfloat16 are widened; `num_batches_tracked` is ignored.
 
-    Raises CheckpointError, which lists all missing, unexpected and mis-shaped arrays; the net is then unchanged.
+    Raises CheckpointError, which names arrays that are missing, left over or of another shape, and those whose numbers
+    are not finite; the net is then unchanged.
     """
-    if isinstance(source, Mapping):
-        state, name = source, "the dict"
-    elif Path(source).suffix == ".safetensors":
-        return load_weights(model, source)
-    elif Path(source).suffix in (".pth", ".th", ".pt"):
-        state, name = _read_with_torch(Path(source)), str(source)
-    else:
-        raise CheckpointError(f"{source}: expected a .safetensors, .pth, .th or .pt file, or a dict of arrays")
-    state = state.get("state_dict", state)
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{name}: state_dict: expected a dict of arrays, got a {type(state).__name__}")
-    fill(model, {str(key): _as_array(value, f"{name}: {key}") for key, value in state.items()}, name)
+    state, name = (source, "the dict") if isinstance(source, Mapping) else (_read(Path(source)), str(source))
+    fill(model, {str(key): value for key, value in _weights_in(state, name).items()}, name)
 
 
-def _read_with_torch(path: Path) -> Mapping[str, Any]:
+# ---- containers --------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """What a file of weights holds. Its content is looked at too, since programs end its name as they like."""
+    check_size(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+            if path.suffix.lower() != ".safetensors" and start[8:] != b"{":  # safetensors: a length, then JSON
+                return _read_with_torch(start + file.read(), path)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    return load_state(path)[0]
+
+
+def _read_with_torch(raw: bytes, path: Path) -> Mapping[str, Any]:
     try:
         import torch
     except ImportError:
         raise CheckpointError(
-            f"{path}: reading a {path.suffix} file needs PyTorch (pip install torch); or convert it to a .safetensors "
-            "file on a machine that has PyTorch, with safetensors.torch.save_file(state_dict, path)"
+            f"{path}: reading a file that is not safetensors needs PyTorch (pip install torch); or convert it to a "
+            ".safetensors file on a machine that has PyTorch, with safetensors.torch.save_file(state_dict, path)"
         ) from None
-    check_size(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_expanded_size(raw, path)
+        state = torch.load(BytesIO(raw), map_location="cpu", weights_only=True)
+    except FileError:
+        raise
     except Exception as error:  # a damaged file can make PyTorch raise anything
-        why = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: damaged, or contains more than weights; PyTorch says: {why}") from error
+        foreign = re.search(r"GLOBAL (\S+)", str(error))  # no more of its text: it advises to run the code in the file
+        got = f"one that also holds {foreign[1]}" if foreign else "another or a damaged one"
+        raise CheckpointError(
+            f"{path}: expected a file that torch.save(net.state_dict(), path) wrote, got {got}"
+        ) from error
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: expected a dict of tensors, got a {type(state).__name__}")
     return state
 
 
+def _check_expanded_size(raw: bytes, path: Path) -> None:
+    """PyTorch's files are zip files. It does not compress them, but expands what somebody else has compressed."""
+    if zipfile.is_zipfile(BytesIO(raw)):
+        with zipfile.ZipFile(BytesIO(raw)) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_FILE_BYTES:
+            raise FileError(f"{path}: expected at most {MAX_FILE_BYTES} bytes when expanded, got {size}")
+
+
+def _weights_in(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """The one dict of weights in `state`, at any depth; `state` itself if there is none."""
+    found = dict(_dicts_of_weights(state))
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{source}: expected one dict of weights, got {len(found)} ({_few(found)}); pass one of them as a dict"
+        )
+    return next(iter(found.values()), state)
+
+
+def _dicts_of_weights(state: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each dict in `state` that holds an array of two or more axes, with its place: "ema.model".
+
+    What else a checkpoint may hold does not look like this: counters, scores and the state of a random generator have
+    fewer axes, and an optimiser keeps its arrays in dicts under numbers: {"state": {0: {"momentum_buffer": ...}}}.
+    """
+    waiting, seen = deque([("", state)]), set[int]()
+    while waiting:
+        place, outer = waiting.popleft()
+        if id(outer) in seen:  # one dict under two names, or inside itself
+            continue
+        seen.add(id(outer))
+        if any(getattr(value, "ndim", 0) >= 2 for value in outer.values()):
+            yield place or "the outermost", outer
+        for key, value in outer.items():
+            if isinstance(key, str) and isinstance(value, Mapping):
+                waiting.append((f"{place}.{key}" if place else key, value))
+
+
 # ---- names and layouts -------------------------------------------------------------------------------------------
 
 
-def fill(net: Module, arrays: Mapping[str, np.ndarray], source: FileName) -> None:
-    """Copy arrays with PyTorch's names and layouts into a net, after all of them have been checked.
+def fill(net: Module, values: Mapping[str, Any], source: FileName) -> None:
+    """Copy arrays or tensors with PyTorch's names and layouts into a net, after all of them have been checked.
 
     source: where they are from, for error messages. Errors as in `load_torch_weights`.
     """
     own = _arrays_of(net)
-    expected = {name: _to_torch(array).shape for name, array in own.items()}
-    found = {name: arrays[theirs] for name, theirs in _match(arrays, expected).items()}
-    problems = [f"{name} is left over" for name in found if name not in expected]
-    for name, shape in expected.items():
-        array = found.get(name)
-        if array is None:
-            problems.append(f"{name} is missing")
-        elif array.shape != shape:
-            problems.append(f"{name} is {array.shape}, expected {shape}")
-        elif array.dtype.kind != "f":
-            problems.append(f"{name} holds {array.dtype}, expected floating-point numbers")
-    if problems:
-        raise CheckpointError(f"{source}: does not fit this net: {'; '.join(problems)}")
-    net.load_state_dict({name: _from_torch(found[name]).astype(array.dtype) for name, array in own.items()})
+    theirs = _match(values, own)
+    found = {name: values[theirs[name]] for name in own if name in theirs}
+    expected = {name: _to_torch(own[name]).shape for name in found}
+    got = {name: _shape_of(value) for name, value in found.items()}
+    problems = {
+        "missing": [name for name in own if name not in found],
+        "left over": [theirs[name] for name in theirs if name not in own],
+        "of another shape": [
+            f"{name} {got[name]}, expected {expected[name]}" for name in found if got[name] != expected[name]
+        ],
+    }
+    if any(problems.values()):
+        described = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"{source}: does not fit this net: {described}")
+    with np.errstate(over="ignore"):  # a number that is too large for the net's dtype is reported as infinite
+        arrays = {
+            name: _from_torch(_as_array(found[name], f"{source}: {name}")).astype(own[name].dtype) for name in own
+        }
+    check_numbers(arrays, source)
+    net.load_state_dict(arrays)
 
 
 def _arrays_of(net: Module) -> dict[str, Array]:
@@ -118,23 +188,43 @@ def _from_torch(array: Array) -> Array:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def _match(names: Iterable[str], expected: Container[str]) -> dict[str, str]:
+def _match(names: Iterable[str], own: Collection[str]) -> dict[str, str]:
     """Our name for each of PyTorch's names: {"fc.weight": "module.linear.weight"}."""
-    ours: dict[str, str] = {}
-    for name in names:
-        layer, _, last = name.removeprefix("module.").rpartition(".")
-        if last == "num_batches_tracked":  # a counter in PyTorch's batch norm, not needed here
-            continue
-        short = f"{layer}.{last}" if layer else last
-        if layer == "linear" and short not in expected:
-            short = f"fc.{last}"
-        ours[name if short in ours else short] = name
+    names = [name for name in names if name.rpartition(".")[2] != "num_batches_tracked"]  # not needed here
+    prefix = _common_prefix(names, {name.partition(".")[0] for name in own} | {"linear"})
+    ours = {name.removeprefix(prefix): name for name in names}
+    for kind in ("weight", "bias"):
+        if f"linear.{kind}" in ours and f"linear.{kind}" not in own and f"fc.{kind}" not in ours:
+            ours[f"fc.{kind}"] = ours.pop(f"linear.{kind}")
     return ours
 
 
+def _common_prefix(names: Collection[str], layers: Container[str]) -> str:
+    """What all names begin with, up to the first part that is a layer of the net: "module." or "_orig_mod.model."."""
+    common = os.path.commonprefix([name.split(".")[:-1] for name in names])
+    return "".join(f"{part}." for part in takewhile(lambda part: part not in layers, common))
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | str:
+    """An array's or a tensor's shape; the type's name of anything else."""
+    return tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
+
+
 def _as_array(value: Any, name: str) -> np.ndarray:
-    """A NumPy array from any kind of array, or from a PyTorch tensor, recognised by its methods."""
+    """The floating-point numbers of any kind of array, or of a PyTorch tensor, recognised by its methods."""
     try:
-        return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else to_host(value))
-    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, bfloat16, a sparse tensor
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()  # NumPy has no bfloat16
+        array = np.asarray(to_host(value))
+    except (TypeError, ValueError, RuntimeError) as error:  # a sparse or a quantised tensor
         raise CheckpointError(f"{name} cannot be converted to an array: {error}") from error
+    if array.dtype.kind != "f":
+        raise CheckpointError(f"{name}: expected floating-point numbers, got {array.dtype}")
+    return array
+
+
+def _few(entries: Collection[str]) -> str:
+    """The first five entries, each cut to a length that a line can hold, and how many more there are."""
+    shown = [entry if len(entry) <= 80 else f"{entry[:77]}..." for entry in islice(entries, 5)]
+    return ", ".join(shown) + (f" and {len(entries) - 5} more" if len(entries) > 5 else "")
