@@ -42,7 +42,9 @@ def save_state(path: FileName, arrays: Mapping[str, Array], info: Mapping[str, A
     if len(text) > MAX_INFO_BYTES:
         raise CheckpointError(f"cannot write {path}: info: expected at most {MAX_INFO_BYTES} bytes, got {len(text)}")
     contiguous = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
-    write_atomically(path, save(contiguous, metadata={"info": text, "digest": _digest_of(contiguous, text)}))
+    # in one entry, as safetensors writes several in any order
+    metadata = {"info": f"{text}\n{_digest_of(contiguous, text)}"}
+    write_atomically(path, save(contiguous, metadata=metadata))
 
 
 def _digest_of(arrays: Mapping[str, np.ndarray], text: str) -> str:
@@ -64,13 +66,12 @@ def load_state(path: FileName) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     raw = _read_bytes(Path(path))
     try:
-        metadata = _read_metadata(raw)
-        text = metadata.get("info", "{}")
+        text, _, written_digest = _read_metadata(raw).get("info", "{}").partition("\n")
         info = _read_info(text)
         arrays = _read_arrays(raw)
     except (SafetensorError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {e}") from e
-    if "digest" in metadata and metadata["digest"] != _digest_of(arrays, text):
+    if written_digest and written_digest != _digest_of(arrays, text):
         raise CheckpointError(f"{path}: damaged: the content differs from the digest that was written with it")
     check_numbers(arrays, path)
     return arrays, info

@@ -43,9 +43,9 @@ def checkpoints_in(out: Path) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
-def leftovers_in(out: Path) -> list[Path]:
+def leftovers_in(folder: Path) -> list[Path]:
     """The temporary files that a killed process left. Raises FileError if the folder can't be read."""
-    return [path for path in _content_of(out) + _content_of(out / CHECKPOINTS) if TEMPORARY.fullmatch(path.name)]
+    return [path for path in _content_of(folder) if TEMPORARY.fullmatch(path.name)]
 
 
 def _content_of(folder: Path) -> list[Path]:
@@ -75,8 +75,8 @@ def delete_checkpoints(out: Path, keep: int) -> None:
 
 
 def delete_leftovers(out: Path) -> None:
-    """Delete the temporary files that a killed process left."""
-    for path in leftovers_in(out):
+    """Delete the temporary files that a killed process left in the run folder and among the checkpoints."""
+    for path in leftovers_in(out) + leftovers_in(out / CHECKPOINTS):
         _delete(path)
 
 
