@@ -53,7 +53,7 @@ _ON_FIRST_USE = {  # what needs heavier libraries than NumPy
     "load_weights": "minires.training.weights",
     "open_data": "minires.training.config",
     "predict": "minires.training.predict",
-    "read_image": "minires.training.predict",
+    "read_image": "minires.data",
     "save_weights": "minires.training.weights",
     "summarise": "minires.summary",
 }

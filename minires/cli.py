@@ -114,6 +114,7 @@ CHANGEABLE = ("data_dir", "device", "threads", "checkpoint_minutes")  # when a r
 TEST_SETS = {"test": "test", "val": "validation"}
 
 DataDir = Annotated[Path | None, opt("Folder with CIFAR-10, unpacked or not. [MINIRES_DATA, else data/]")]
+TestDir = Annotated[Path | None, opt("Folder with CIFAR-10 or the pictures. [where they were]")]
 Device = Annotated[str | None, opt(f"cpu, gpu, or strict: a pretend GPU. {default_of('device')}")]
 Threads = Annotated[int | None, opt("CPU threads. [one per core]")]
 
@@ -122,7 +123,13 @@ Threads = Annotated[int | None, opt("CPU threads. [one per core]")]
 def train(
     model: Annotated[str | None, typer.Argument(help=f"{MODEL} {default_of('model')}", show_default=False)] = None,
     data: Annotated[
-        str | None, opt(f"cifar10, shapes10, or auto: CIFAR-10 if it is found. {default_of('data')}")
+        str | None,
+        opt(
+            f"cifar10, shapes10, auto: CIFAR-10 if it is found {default_of('data')}, or a folder that holds a folder of "
+            "pictures (PNG, JPEG) for each class. The largest square in the middle of each picture is resized to 32x32 "
+            "pixels. For testing are those in test/ if there are train/ and test/ with such folders, or else a fifth of "
+            "each class, always the same."
+        ),
     ] = None,
     data_dir: DataDir = None,
     val: Annotated[bool, typer.Option("--val", help="Test on a held-out tenth of the training set.")] = False,
@@ -171,7 +178,14 @@ def train(
         config = Config.from_recipe(**chosen)
     check_device(config.device)
     dataset = open_data(config.data, config.data_dir)
-    if config.data == "auto" and dataset.name == "shapes10":
+    if config.data == "pictures":
+        if not resume:
+            config = Config.from_recipe(images=len(dataset.train_images), **chosen)
+        print(
+            f"{len(dataset.train_images):,} pictures to train on, {len(dataset.test_images):,} to test on, of "
+            f"{len(dataset.classes)} classes; batch size {config.batch_size}"
+        )
+    if config.data == "auto" and dataset.source == "shapes10":
         print("CIFAR-10 not found, so this trains on Shapes-10; to download it: python -m minires data fetch")
     folder = resume or out or Path("runs", f"{config.model}-{dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     print(f"{config.model} on {dataset.name}, run folder {folder}", flush=True)
@@ -194,8 +208,12 @@ def add_settings(options: dict[str, Any], settings: list[str]) -> dict[str, Any]
         if name in chosen:
             raise ValueError(f"{name}: expected one value, got {chosen[name]} and {value}")
         chosen[name] = value
-    if chosen.get("data_dir"):
-        chosen["data_dir"] = str(Path(chosen["data_dir"]).absolute())  # a run may be resumed from another folder
+    if chosen.get("data") not in (None, "auto", "cifar10", "shapes10"):
+        if "data_dir" in chosen:
+            raise ValueError(f"--data-dir: expected none with the folder of pictures {chosen['data']}")
+        chosen |= {"data": "pictures", "data_dir": chosen["data"]}
+    if chosen.get("data_dir"):  # a run may be resumed from another folder
+        chosen["data_dir"] = str(Path(chosen["data_dir"]).expanduser().absolute())
     return chosen
 
 
@@ -230,7 +248,7 @@ def final_table(row: dict[str, float], folder: Path) -> str:
 @app.command("eval")
 def evaluate_run(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data_dir: DataDir = None,
+    data_dir: TestDir = None,
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -244,7 +262,10 @@ def evaluate_run(
     if threads is not None:
         set_num_threads(threads)
     net, normalise, info = load_run(run)
-    dataset = open_data(info["data"], data_dir or read_config(run).data_dir)
+    config = read_config(run)
+    dataset = open_data(config.data, data_dir or config.data_dir)
+    if list(dataset.classes) != info["classes"]:
+        raise ValueError(f"{run}: expected its classes, {', '.join(info['classes'])}, got {', '.join(dataset.classes)}")
     loss, acc = evaluate(net.to(device or "cpu"), dataset.test_images, dataset.test_labels, normalise)
     print(
         f"{info['model']}, {len(dataset.test_images):,} test images of {dataset.name}: "
@@ -260,7 +281,8 @@ def predict_images(
     device: Device = None,
 ) -> None:
     """The five most probable classes of each image."""
-    from minires.training.predict import predict, read_image
+    from minires.data import read_image
+    from minires.training.predict import predict
 
     check_device(device)
     if plot and plot.resolve() in [path.resolve() for path in images]:
@@ -298,14 +320,14 @@ def print_summary(
 @data_app.command()
 def fetch(data_dir: Annotated[Path | None, opt("Folder for the download. [MINIRES_DATA, else data/]")] = None) -> None:
     """Download CIFAR-10 (170 MB), unless it is already there."""
-    from minires.data import data_root, download_cifar10, find_cifar10
+    from minires.data import fetch_cifar10
 
-    print(f"CIFAR-10 is in {find_cifar10(data_dir) or download_cifar10(data_root(data_dir))}")
+    print(f"CIFAR-10 is in {fetch_cifar10(data_dir)}")
 
 
 @data_app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="cifar10 or shapes10.")],
+    name: Annotated[str, typer.Argument(help="cifar10, shapes10 or a folder of pictures.")],
     data_dir: DataDir = None,
     out: Annotated[Path | None, opt("The image file. [NAME.png]")] = None,
 ) -> None:
@@ -313,10 +335,9 @@ def show(
     from minires.plots import contact_sheet
     from minires.training.config import open_data
 
-    if name not in ("cifar10", "shapes10"):
-        raise ValueError(f"data show: expected cifar10 or shapes10, got {name!r}")
-    out = out or Path(f"{name}.png")
-    contact_sheet(open_data(name, data_dir), out)
+    dataset = open_data(name, data_dir) if name in ("cifar10", "shapes10") else open_data("pictures", name)
+    out = out or Path(f"{dataset.name}.png")
+    contact_sheet(dataset, out)
     print(out)
 
 

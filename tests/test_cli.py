@@ -151,21 +151,26 @@ def test_data_show_draws_a_contact_sheet(tmp_path, capsys, status_of):
 
 def test_data_fetch_downloads_cifar10_unless_it_is_there(tmp_path, monkeypatch, capsys, status_of):
     folders = []
-    monkeypatch.setattr(data, "download_cifar10", lambda folder: folders.append(folder) or "the new path")
+    monkeypatch.setattr(data.cifar10, "download_cifar10", lambda folder: folders.append(folder) or "the new path")
     assert status_of("data", "fetch") == 0
     assert [str(folder) for folder in folders] == ["data"] and "the new path" in capsys.readouterr().out
     monkeypatch.setenv("MINIRES_DATA", "there")  # the download goes where `train` looks
     assert status_of("data", "fetch") == 0 and str(folders[-1]) == "there"
     assert status_of("train", "--data", "cifar10") == 2
-    assert "CIFAR-10 is not in there; download it with: python -m minires data fetch" in capsys.readouterr().err
+    assert "CIFAR-10 is not in there; download it with: python -m minires data fetch\n" in capsys.readouterr().err
     assert status_of("train", "--data", "cifar10", "--data-dir", "else") == 2
     other = tmp_path / "else"
     message = f"not in {other}; download it with: python -m minires data fetch --data-dir {other}\n"
     assert capsys.readouterr().err.endswith(message)
     (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "cifar-10-python.tar.gz").touch()
+    archive = tmp_path / "here" / "cifar-10-python.tar.gz"
+    archive.touch()
+    assert status_of("data", "fetch", "--data-dir", "here") == 0  # a damaged copy doesn't count
+    out, err = capsys.readouterr()
+    assert str(folders[-1]) == "here" and "the new path" in out and "here/cifar-10-python.tar.gz" in err
+    monkeypatch.setattr(data.cifar10, "load_cifar10", lambda path: path)
     assert status_of("data", "fetch", "--data-dir", "here") == 0
-    assert len(folders) == 2 and "cifar-10-python.tar.gz" in capsys.readouterr().out
+    assert len(folders) == 3 and "cifar-10-python.tar.gz" in capsys.readouterr().out
 
 
 def test_hint_takes_its_stage_as_a_second_argument(capsys, status_of):
@@ -210,7 +215,9 @@ def test_help_lists_every_command_and_costs_little(capsys, status_of):
         (["train", "--batch-size", "1000"], "batch_size"),
         (["train", "--threads", "0"], "threads: expected a positive integer, got 0"),
         (["train", "--seed", "-1"], "seed"),
-        (["train", "--data", "mnist"], "data: expected one of auto, cifar10, shapes10"),
+        (["train", "--data", "mnist"], "mnist: no such folder; expected one that holds a folder of pictures"),
+        (["train", "--data", ".", "--data-dir", "."], "--data-dir: expected none with the folder of pictures ."),
+        (["train", "--data-dir", "nowhere"], "CIFAR-10 is not in"),
         (["train", "--recipe", "slow"], "recipe: expected one of fast, paper"),
         (["train", "--device", "abacus"], "device: expected one of"),
         (["train", "--shortcut", "D"], "shortcut"),
@@ -238,7 +245,7 @@ def test_help_lists_every_command_and_costs_little(capsys, status_of):
         (["data"], "Missing command"),
         (["data", "cifar10"], "No such command 'cifar10'. See: python -m minires data --help"),
         (["data", "show"], "Missing argument"),
-        (["data", "show", "mnist"], "expected cifar10 or shapes10, got 'mnist'"),
+        (["data", "show", "mnist"], "mnist: no such folder"),
         (["data", "show", "cifar10"], "python -m minires data fetch"),
         (["hint", "4.2", "many"], "stage"),
         (["hint", "99.1"], "99.1"),

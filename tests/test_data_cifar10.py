@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minires.data import DataError, Dataset, download_cifar10, find_cifar10, load_cifar10
+from minires.data import DataError, Dataset, download_cifar10, find_cifar10, load_cifar10, open_cifar10
 from minires.data import cifar10 as module
 
 COUNT = 8  # images a batch in these tests
@@ -30,6 +30,7 @@ def small(monkeypatch):
     """Batches of 8 images instead of 10,000, and their bytes: planes (48, 3, 32, 32), labels (48,)."""
     monkeypatch.setattr(module, "PER_BATCH", COUNT)
     monkeypatch.setattr(module, "BIN_BYTES", COUNT * 3073)
+    monkeypatch.setattr(module, "_check_content", lambda *args: None)
     rng = np.random.default_rng(1)
     return SimpleNamespace(
         planes=rng.integers(0, 256, (6 * COUNT, 3, 32, 32), dtype=np.uint8),
@@ -120,8 +121,7 @@ def assert_is(dataset, data):
 
 
 def found(place=None):
-    path = find_cifar10(place)
-    assert path is not None
+    (path,) = find_cifar10(place)
     return path
 
 
@@ -167,19 +167,19 @@ def test_archives(small, tmp_path):
 def test_find(small, tmp_path, monkeypatch):
     monkeypatch.delenv("MINIRES_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert find_cifar10() is None
+    assert find_cifar10() == []
     here = write_folder(tmp_path / "data" / "cifar-10-batches-py", python_files(small))
     assert found().resolve() == here
     there = write_folder(tmp_path / "there" / "cifar-10-batches-bin", binary_files(small))
     monkeypatch.setenv("MINIRES_DATA", str(tmp_path / "there"))
-    assert find_cifar10() == there
-    assert find_cifar10(there) == there
+    assert found() == there
+    assert found(there) == there
     (tmp_path / "mine").mkdir()
-    assert find_cifar10(tmp_path / "mine") is None, "a folder that was named is the only one looked at"
+    assert find_cifar10(tmp_path / "mine") == [], "a folder that was named is the only one looked at"
     archive = tmp_path / "mine" / "cifar-10-binary.tar.gz"
     archive.write_bytes(b"")
-    assert find_cifar10(tmp_path / "mine") == archive == find_cifar10(archive)
-    assert find_cifar10(tmp_path / "nowhere") is None
+    assert found(tmp_path / "mine") == archive == found(archive)
+    assert find_cifar10(tmp_path / "nowhere") == []
     (tmp_path / "half" / "cifar-10-batches-bin").mkdir(parents=True)
     with pytest.raises(DataError, match="no such file"):
         load_cifar10(found(tmp_path / "half"))
@@ -213,7 +213,9 @@ def test_damaged_folder(small, tmp_path, damage, message):
     damage(files)
     with pytest.raises(DataError, match=message) as error:
         load_cifar10(write_folder(tmp_path, files))
-    assert "python -m minires data fetch" in one_line(error)
+    one_line(error)
+    with pytest.raises(DataError, match=f"{message}.*; download it with: python -m minires data fetch --data-dir"):
+        open_cifar10(tmp_path)
 
 
 def test_nothing_there(tmp_path):
@@ -276,16 +278,17 @@ def pax_bomb(size):
     "make, message",
     [
         (lambda d: b"", "not found|ends|empty|header"),
-        (lambda d: b"no archive at all", "[Nn]ot a gzipped file"),
+        (lambda d: b"no archive at all", "header"),
         (lambda d: gzip.compress(b"no tar"), "header|truncated|invalid"),
         (lambda d: binary_archive(d)[:-4], "[Ee]nd|CRC"),
         (lambda d: binary_archive(d)[: 40 * 1024], "[Ee]nd"),
-        (lambda d: tar_bytes({"data_batch_1.bin": b"x"}, "cifar-10-batches-bin"), "24,584 bytes, got 1;"),
+        (lambda d: tar_bytes({"data_batch_1.bin": b"x"}, "cifar-10-batches-bin"), "24,584 bytes, got 1"),
         (lambda d: tar_bytes({"other": b"x"}, "cifar-10-batches-bin"), "data_batch_1, .* not found"),
         (lambda d: binary_archive(d, [member(f"f{i}") for i in range(200)]), "more than 100 files"),
-        (lambda d: bomb_tar(220 << 20, 220 << 20), "more than 200,000,000 bytes"),
-        (lambda d: bomb_tar(1 << 40, 1 << 20), "more than 200,000,000 bytes"),
-        (lambda d: pax_bomb(50 << 20), "more memory"),
+        (lambda d: bomb_tar(3 << 20, 3 << 20), "more than 2,000,000 bytes"),
+        (lambda d: gzip.decompress(bomb_tar(3 << 20, 3 << 20)), "more than 2,000,000 bytes"),
+        (lambda d: bomb_tar(1 << 40, 1 << 10), "more than 2,000,000 bytes"),
+        (lambda d: pax_bomb(1 << 20), "more memory"),
         (
             lambda d: binary_archive(
                 d, [member("cifar-10-batches-bin/data_batch_1.bin", binary_files(d)["data_batch_1.bin"])]
@@ -294,7 +297,8 @@ def pax_bomb(size):
         ),
     ],
 )
-def test_hostile_archive(small, tmp_path, make, message):
+def test_hostile_archive(small, tmp_path, monkeypatch, make, message):
+    monkeypatch.setattr(module, "MAX_TAR_BYTES", 2_000_000)
     (tmp_path / "a.tar.gz").write_bytes(make(small))
     with pytest.raises(DataError, match=message) as error:
         load_cifar10(tmp_path / "a.tar.gz")
@@ -322,12 +326,20 @@ def hostile_pickles():
     yield pickle.dumps({**good, "labels": labels[1:]}, 4), "got 7 from"
     yield pickle.dumps({**good, "labels": []}, 4), "got none"
     yield pickle.dumps({**good, "labels": "a" * COUNT}, 4), "expected a list of integers"
-    yield pickle.dumps({**good, "labels": [*labels[1:], 10**30]}, 4), "too large|too big|labels"
+    yield pickle.dumps({**good, "labels": [*labels[1:], 10**30]}, 4), "uses LONG1, which no batch"
     yield pickle.dumps([good], 4), "items"
     yield b"", "."
     yield b"\x80\x02.", "."
-    yield b"\x80\x02]r\xff\xff\xff\xff.", "more memory"  # memo slot 4,294,967,295
-    yield b"\x80\x02(" + b"]" * 1_000_000 + b"l.", "more memory"
+    yield b"\x80\x02]r\xff\xff\xff\xff.", "items"  # memo slot 4,294,967,295
+    yield b"\x80\x02(" + b"]" * 1_000_000 + b"t.", "more than 200,000 steps"
+    # A tuple of two tuples, sixty times over: hashed as a key, or printed, it would take years.
+    doubled = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
+    yield b"\x80\x02" + doubled + b"}h\x3cK\x01s.", "a key that is not a string"
+    yield b"\x80\x02" + doubled + b"}(U\x04datah\x3cU\x06labelsh\x3cu.", "expected a NumPy array, got tuple"
+    # A megabyte of text, turned into bytes again and again.
+    text = b"X\x00\x00\x10\x00" + b"a" * (1 << 20)
+    again = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
+    yield b"\x80\x02]" + text + b"q\x00" + again * 3 + b".", "more memory"
     yield b"\x80\x04B\xff\xff\xff\x7f.", "."  # a byte string of 2 GB that isn't there
     yield b"\x80\x02cbuiltins\neval\n.", "builtins.eval"
     yield b"\x80\x04\x8c\x05numpy\x8c\x0cndarray.nope\x93.", "numpy.ndarray.nope"
@@ -348,7 +360,7 @@ def test_pickle_too_large_is_not_read(small, tmp_path):
     write_folder(tmp_path, python_files(small))
     with open(tmp_path / "data_batch_4", "wb") as file:
         file.truncate(10**10)  # sparse: takes no room on disk
-    with pytest.raises(DataError, match="at most 32,000,000 bytes, got 10,000,000,000"):
+    with pytest.raises(DataError, match="at most 64,000,000 bytes, got 10,000,000,000"):
         load_cifar10(tmp_path)
 
 
@@ -422,7 +434,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/missing":
             return self.send_error(404)
         self.send_response(200)
-        self.send_header("Content-Length", str(len(BODY)))
+        try:
+            while self.path == "/header" and not self.server.stop.wait(0.02):  # a header without end
+                self.wfile.write(b"a")
+        except OSError:
+            return
+        if self.path != "/endless":
+            self.send_header("Content-Length", str(len(BODY)))
         self.end_headers()
         try:
             if self.path == "/good":
@@ -438,6 +456,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                         break
             elif self.path == "/silent":
                 self.server.stop.wait(20)
+            elif self.path == "/endless":
+                while not self.server.stop.is_set():
+                    self.wfile.write(BODY)
         except OSError:
             pass  # the other side has left
 
@@ -461,7 +482,13 @@ def server(monkeypatch):
 
 def fetch(server, folder, *pages, **changes):
     urls = [page if page.startswith("http") else f"{server.at}/{page}" for page in pages]
-    options = {"sha256": hashlib.sha256(BODY).hexdigest(), "min_speed": 50_000, "window": 0.3, **changes}
+    options = {
+        "sha256": hashlib.sha256(BODY).hexdigest(),
+        "max_bytes": len(BODY),
+        "min_speed": 50_000,
+        "window": 0.3,
+        **changes,
+    }
     return download_cifar10(folder, progress=False, urls=urls, **options)
 
 
@@ -469,7 +496,7 @@ def test_download(server, tmp_path):
     folder = tmp_path / "new" / "data"
     path = fetch(server, folder, "good")
     assert path == folder / "cifar-10-python.tar.gz" and path.read_bytes() == BODY
-    assert find_cifar10(folder) == path
+    assert found(folder) == path
     assert fetch(server, folder, "good") == path and server.asked == ["/good"], "a complete file is kept"
     path.write_bytes(b"damaged")
     assert fetch(server, folder, "good").read_bytes() == BODY
@@ -478,7 +505,7 @@ def test_download(server, tmp_path):
 REFUSED = "http://127.0.0.1:1/refused"
 
 
-@pytest.mark.parametrize("bad", [REFUSED, "missing", "wrong", "cut", "slow", "silent"])
+@pytest.mark.parametrize("bad", [REFUSED, "missing", "wrong", "cut", "slow", "silent", "header", "endless"])
 def test_next_url(server, tmp_path, bad):
     start = time.perf_counter()
     path = fetch(server, tmp_path, bad, "good")
@@ -489,11 +516,12 @@ def test_next_url(server, tmp_path, bad):
 
 def test_download_fails(server, tmp_path):
     with pytest.raises(DataError) as error:
-        fetch(server, tmp_path, REFUSED, "missing", "wrong", "cut", "slow", "silent")
+        fetch(server, tmp_path, REFUSED, "missing", "wrong", "endless", "slow", "silent")
     message = str(error.value)
-    reasons = ["refused", "404", "wrong checksum", "slower than 50 kB/s", "timed out", "MINIRES_DATA"]
+    reasons = ["refused", "404", "wrong checksum", "more than the expected 307,200 bytes", "slower", "MINIRES_DATA"]
     places = [message.find(word) for word in reasons]
-    assert -1 not in places and "\n" not in message, message
+    assert places == sorted(places) and places[0] > 0 and "\n" not in message, message
+    assert message.count("slower than 50 kB/s for 0.3 s") == 2  # "slow" and "silent"
     assert list(tmp_path.iterdir()) == []
 
 

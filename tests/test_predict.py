@@ -10,8 +10,9 @@ from PIL import Image
 
 import minires as mr
 from minires import plots
+from minires.data import read_image
 from minires.training.folder import MODEL
-from minires.training.predict import predict, read_image
+from minires.training.predict import predict
 from minires.training.weights import save_weights
 
 CLASSES = ["ant", "bee", "cow", "dog", "eel", "fly", "gnu"]

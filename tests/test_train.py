@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minires.data import DataError, Loader, Normalise, shapes10
+from minires.data import DataError, Loader, Normalise, cifar10, shapes10
 from minires.devices import machine
 from minires.functional import cross_entropy
 from minires.parallel import set_num_threads
@@ -164,7 +164,7 @@ def test_the_git_revision_is_that_of_the_checkout():
 
 
 def test_validation_holds_out_a_tenth_and_never_looks_at_the_test_set(tmp_path):
-    unseen = replace(DATA, test_images=None, test_labels=None)
+    unseen = replace(DATA, test_images=DATA.test_images[:0], test_labels=DATA.test_labels[:0])
     run = Run(Config.from_recipe("fast", val=True, **SMALL), tmp_path, unseen)
     assert (len(run.loader.images), len(run.test_images)) == (63, 7)
     both = np.concatenate([run.loader.images, run.test_images])
@@ -261,14 +261,21 @@ def test_an_invalid_setting_is_named(setting, value):
 
 
 def test_auto_takes_what_it_finds(monkeypatch, tmp_path):
-    monkeypatch.setattr(settings, "load_cifar10", lambda place: ("cifar10 from", place))
+    monkeypatch.setattr(cifar10, "load_cifar10", lambda place: ("cifar10 from", place))
     monkeypatch.setattr(settings, "shapes10", lambda: "shapes10")
     monkeypatch.delenv("MINIRES_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     assert open_data("auto") == "shapes10"
-    assert open_data("auto", tmp_path) == "shapes10"
-    with pytest.raises(DataError, match="python -m minires data fetch"):
-        open_data("cifar10", tmp_path)
+    assert open_data("shapes10", tmp_path) == "shapes10"
+    for name in ("auto", "cifar10"):  # a folder that was named must hold it
+        with pytest.raises(DataError, match="not in .*python -m minires data fetch --data-dir"):
+            open_data(name, tmp_path)
+    with pytest.raises(DataError, match="CIFAR-10 is not in data; download it with: python -m minires data fetch$"):
+        open_data("cifar10")
+    monkeypatch.setenv("MINIRES_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="CIFAR-10 is not in .*nowhere"):
+        open_data("auto")
+    monkeypatch.delenv("MINIRES_DATA")
     archive = tmp_path / "data" / "cifar-10-binary.tar.gz"
     archive.parent.mkdir()
     archive.touch()

@@ -15,13 +15,18 @@ class Normalise:
     """y = (x - mean) * scale, from uint8 images (N, 32, 32, 3), 0..255, to float32 of the same shape.
 
     `mean` and `scale`, float32 (32, 32, 3), belong to a trained net and are saved with its weights. Compute them
-    from training images only.
+    from training images only. Raises ValueError for images of another type or shape.
     """
 
     mean: np.ndarray
     scale: np.ndarray
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        if images.dtype != np.uint8 or images.shape[1:] != self.mean.shape:
+            expected = ", ".join(map(str, ("N", *self.mean.shape)))
+            raise ValueError(
+                f"Normalise: images: expected uint8 ({expected}), 0..255, got {images.dtype} {images.shape}"
+            )
         x: np.ndarray = images - self.mean
         x *= self.scale
         return x

@@ -16,9 +16,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Ten classes of 32x32 colour images, split into a training and a test set.
+    """32x32 colour images of two or more classes, split into a training and a test set.
 
-    Images are uint8 (N, 32, 32, 3), channel last, 0..255; labels are int64 (N,), 0..9.
+    Images are uint8 (N, 32, 32, 3), channel last, 0..255; labels are integers (N,), from 0 on: k means `classes[k]`.
+    `source` is where a run finds its data set again, see `open_data`; leave it out of a data set of your own. Raises
+    DataError, which names the field, if shapes, types or labels are others.
     """
 
     name: str
@@ -27,3 +29,25 @@ class Dataset:
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: tuple[str, ...]
+    source: str = "own"
+
+    def __post_init__(self) -> None:
+        names = list(self.classes)
+        if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"Dataset: classes: expected two or more names, each once, got {str(names)[:80]}")
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            shape, dtype = np.shape(images), getattr(images, "dtype", type(images).__name__)
+            if dtype != np.uint8 or shape[1:] != (32, 32, 3):
+                raise DataError(
+                    f"Dataset: {part}_images: expected uint8 (N, 32, 32, 3), 0..255, got {dtype} {shape}; convert them"
+                )
+            if np.shape(labels) != shape[:1] or labels.dtype.kind not in "iu":
+                raise DataError(
+                    f"Dataset: {part}_labels: expected {shape[0]} integers, got {labels.dtype} {labels.shape}"
+                )
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+                raise DataError(
+                    f"Dataset: {part}_labels: expected 0 to {len(names) - 1}, a number for each of the {len(names)} "
+                    f"classes, got {labels.min()} to {labels.max()}"
+                )

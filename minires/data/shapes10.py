@@ -68,7 +68,7 @@ def shapes10(train: int = 5000, test: int = 1000, seed: int = 0) -> Dataset:
             raise ValueError(f"shapes10: {name}: expected a positive integer, got {count}")
     train_images, test_images = _images(train, [seed, 0]), _images(test, [seed, 1])
     train_labels, test_labels = (np.arange(count, dtype=np.int64) % 10 for count in (train, test))
-    return Dataset("shapes10", train_images, train_labels, test_images, test_labels, CLASSES)
+    return Dataset("shapes10", train_images, train_labels, test_images, test_labels, CLASSES, "shapes10")
 
 
 def _images(count: int, seed: list[int]) -> np.ndarray:

@@ -153,10 +153,10 @@ def describe_memory() -> str:
 
 def describe_cifar10() -> str:
     """The path of CIFAR-10, or how to get it."""
-    path, variable = find_cifar10(), os.environ.get("MINIRES_DATA")
+    copies, variable = find_cifar10(), os.environ.get("MINIRES_DATA")
     why = f"MINIRES_DATA={variable}" if variable else "MINIRES_DATA is not set"
-    if path:
-        return f"{path.absolute()} ({why})"
+    if copies:
+        return f"{copies[0].absolute()} ({why})"
     return f"not found ({why}); to download it: python -m minires data fetch"
 
 

@@ -6,6 +6,7 @@ config = Config.from_recipe("paper", model="resnet56")
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from minires.data import DataError, Dataset, data_root, find_cifar10, load_cifar10, shapes10
+from minires.data import DataError, Dataset, find_cifar10, load_pictures, open_cifar10, shapes10
 from minires.files import digest
 from minires.optim import Schedule, cosine, multistep, one_cycle, warmup
 
 CONFIG = "config.json"  # in a run folder
 MAX_CONFIG_BYTES = 1_000_000
 PAPER_STEPS = 64_000
+FEW_STEPS = 400  # of a run on few images
 
 
 class RunError(ValueError):
@@ -39,8 +41,8 @@ class Config:
     model: str = "resnet20"
     shortcut: str = "A"
     width: int = 16
-    data: str = "auto"  # auto, cifar10 or shapes10
-    data_dir: str | None = None
+    data: str = "auto"  # auto, cifar10, shapes10, pictures (in data_dir), or own: a Dataset made in Python
+    data_dir: str | None = None  # with CIFAR-10 or pictures
     val: bool = False  # test on a tenth of the training images, held out; the test set stays unseen
     recipe: str = "fast"
     epochs: int | None = 8  # the length of the run: in epochs ...
@@ -62,13 +64,22 @@ class Config:
     checkpoint_minutes: float = 10  # between checkpoints; every epoch ends with one anyway
 
     @classmethod
-    def from_recipe(cls, recipe: str = "fast", **settings: Any) -> Config:
-        """The settings of a recipe, some of them changed. `epochs` or `steps` replaces the recipe's length."""
+    def from_recipe(cls, recipe: str = "fast", images: int | None = None, **settings: Any) -> Config:
+        """The settings of a recipe, some of them changed. `epochs` or `steps` replaces the recipe's length.
+
+        images: how many there are to train on. If they are few, the batches are a quarter of them, with a learning
+        rate that is smaller in proportion (Goyal et al. 2017), and the recipe "fast" has epochs enough for 400 steps.
+        """
         if recipe not in RECIPES:
             raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
         chosen = {"recipe": recipe, **RECIPES[recipe]}
         if recipe == "paper":
             chosen["warmup_steps"] = paper_warmup(settings.get("model", cls.model))
+        if images:
+            batch_size = chosen["batch_size"] = max(1, min(cls.batch_size, images // 4))
+            chosen["lr"] = chosen.get("lr", cls.lr) * batch_size / cls.batch_size
+            if recipe == "fast":
+                chosen["epochs"] = max(cls.epochs or 0, -(-FEW_STEPS // (images // batch_size)))
         if settings.keys() & {"epochs", "steps"}:
             chosen |= {"epochs": None, "steps": None}
         return cls(**{**chosen, **settings})
@@ -109,7 +120,7 @@ def paper_warmup(model: str) -> int:
 
 
 CHOICES = {
-    "data": ("auto", "cifar10", "shapes10"),
+    "data": ("auto", "cifar10", "shapes10", "pictures", "own"),
     "recipe": tuple(RECIPES),
     "schedule": ("one_cycle", "cosine", "multistep"),
     "normalise": ("channels", "pixel_mean"),
@@ -145,14 +156,23 @@ def schedule_of(config: Config, total: int) -> Schedule:
 
 
 def open_data(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """A data set by name. "auto" is CIFAR-10 if `find_cifar10` finds it, else Shapes-10."""
-    place = None if name == "shapes10" else find_cifar10(data_dir)
-    if place:
-        return load_cifar10(place)
-    if name == "cifar10":
-        fetch = "python -m minires data fetch" + (f" --data-dir {data_dir}" if data_dir else "")
-        raise DataError(f"CIFAR-10 is not in {data_root(data_dir)}; download it with: {fetch}")
-    return shapes10()
+    """A data set by name: "cifar10", "shapes10", "auto", or "pictures" in the folder `data_dir`, see `load_pictures`.
+
+    "auto" is CIFAR-10, or Shapes-10 if neither `data_dir` nor MINIRES_DATA names a folder and there is none in `data/`.
+    Raises DataError if there is no such data set, or if it is damaged.
+    """
+    if name == "pictures":
+        if not data_dir:
+            raise DataError('data_dir: expected the folder of the "pictures", got none')
+        return load_pictures(data_dir)
+    if name == "own":
+        raise DataError(
+            "the run was trained on a data set that was made in Python; only Python can resume it, "
+            "mr.fit(..., resume=True, dataset=...), or test it, mr.evaluate(...)"
+        )
+    if name == "auto" and not (data_dir or os.environ.get("MINIRES_DATA") or find_cifar10()):
+        return shapes10()
+    return shapes10() if name == "shapes10" else open_cifar10(data_dir)[1]
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

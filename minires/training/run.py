@@ -63,12 +63,14 @@ class Run:
     """The parts of a run, all made from its config, and its folder."""
 
     def __init__(self, config: Config, out: Path, dataset: Dataset):
-        self.config = config = replace(config, data=dataset.name, threads=config.threads or get_num_threads())
+        self.config = config = replace(config, data=dataset.source, threads=config.threads or get_num_threads())
         set_num_threads(config.threads or 1)
         self.out, self.progress = out, Progress()
         self.dataset = dataset = hold_out(dataset) if config.val else dataset
         self.test = "val" if config.val else "test"  # prefix in the figures
         self.test_images, self.test_labels = dataset.test_images, dataset.test_labels
+        if not len(self.test_images):
+            raise ValueError(f"dataset: expected one {self.test} image or more, got none")
         fit_normalise = Normalise.channels if config.normalise == "channels" else Normalise.pixel_mean
         self.normalise = fit_normalise(dataset.train_images)
         self.loader = Loader(
