@@ -172,6 +172,19 @@ def test_weights_are_found_in_what_is_wrapped_around_them(how):
     assert same(loaded(WRAPPED[how]), Small(seed=1))
 
 
+@pytest.mark.parametrize("layer", ["fc", "linear", "module.linear", "_orig_mod.fc"])
+def test_a_net_of_one_linear_layer(layer):
+    class Perceptron(Module):
+        def __init__(self):
+            self.fc = Linear(5, 4, rng=np.random.default_rng(2))
+
+    net = Perceptron()
+    state = {f"{layer}.{name}": STATE[f"fc.{name}"] for name in ("weight", "bias")}
+    load_torch_weights(net, {"net": state, "epoch": 3})
+    np.testing.assert_array_equal(net.fc.weight.data, STATE["fc.weight"].T)
+    np.testing.assert_array_equal(net.fc.bias.data, STATE["fc.bias"])
+
+
 def test_a_dict_inside_itself_is_searched_once():
     source = {"model": STATE}
     source["self"] = source
@@ -288,6 +301,8 @@ def test_without_pytorch_its_files_are_refused_and_the_error_says_what_to_do(tmp
 def test_sources_that_are_no_file(tmp_path):
     assert "no such file" in refused(tmp_path / "none.safetensors")
     assert "no such file" in refused(tmp_path / "none.pth")
+    (tmp_path / "EMPTY.SAFETENSORS").write_bytes(b"")
+    assert "not a safetensors file" in refused(tmp_path / "EMPTY.SAFETENSORS")
     assert "expected a file" in refused(tmp_path)
     assert "expected a file" in refused(tmp_path, load_weights)
 
@@ -305,7 +320,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path):
     for source in (state, tmp_path / "net.safetensors", {"state_dict": state}):
         assert refused(source).endswith(
             "does not fit this net: 2 missing: fc.bias, bn1.running_var; 1 left over: layer9.weight; 2 of another "
-            "shape: conv1.weight (3, 3, 2, 5), expected (5, 2, 3, 3), fc.weight (3, 5), expected (4, 5)"
+            "shape: conv1.weight (expected (5, 2, 3, 3), got (3, 3, 2, 5)), fc.weight (expected (4, 5), got (3, 5))"
         )
 
 
@@ -320,7 +335,7 @@ def test_five_of_each_kind_are_named(tmp_path):
         ({f"{'x' * 300}{i}": np.zeros(3) for i in range(99)}, f"99 left over: {'x' * 77}..."),
         (
             tmp_path / "narrow.safetensors",
-            f"{len(names) - 1} of another shape: conv1.weight (8, 3, 3, 3), ",
+            f"{len(names) - 1} of another shape: conv1.weight (expected (16, 3, 3, 3), got (8, ",
         ),
     ):
         with pytest.raises(CheckpointError) as error:
@@ -337,8 +352,8 @@ def test_five_of_each_kind_are_named(tmp_path):
         ("fc.bias", np.zeros(4, np.int64), "fc.bias: expected floating-point numbers, got int64"),
         ("fc.bias", np.zeros(4, np.complex64), "fc.bias: expected floating-point numbers, got complex64"),
         ("fc.bias", np.array([None] * 4), "fc.bias: expected floating-point numbers, got object"),
-        ("fc.bias", [[1, 2], [3]], "fc.bias list, expected (4,)"),
-        ("fc.bias", "text", "fc.bias str, expected (4,)"),
+        ("fc.bias", [[1, 2], [3]], "fc.bias (expected (4,), got a list)"),
+        ("fc.bias", "text", "fc.bias (expected (4,), got a str)"),
         ("fc.bias", np.array([0, np.nan, 0, 0]), "fc.bias holds NaN or infinity"),
         ("conv1.weight", np.full((5, 2, 3, 3), -np.inf, np.float16), "conv1.weight holds NaN or infinity"),
         ("fc.bias", np.array([0, 1e39, 0, 0]), "fc.bias holds NaN or infinity"),
@@ -364,7 +379,7 @@ def test_tensors_that_are_no_plain_arrays(torch):
     assert "fc.weight cannot be converted" in refused({**STATE, "fc.weight": torch.ones(4, 5).to_sparse()})
     assert "fc.weight cannot be converted" in refused({**STATE, "fc.weight": torch.ones(4, 5, device="meta")})
     expanded = torch.ones(1, dtype=torch.bfloat16).expand(2**22, 2**22)  # 32 TB, were it converted
-    assert f"fc.weight ({2**22}, {2**22}), expected (4, 5)" in refused({**STATE, "fc.weight": expanded})
+    assert f"fc.weight (expected (4, 5), got ({2**22}, {2**22}))" in refused({**STATE, "fc.weight": expanded})
 
 
 # ---- untrusted files -----------------------------------------------------------------------------------------------

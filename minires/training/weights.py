@@ -57,8 +57,8 @@ def load_torch_weights(model: Module, source: FileName | Mapping[str, Any]) -> N
     weights may be inside another, under any key. A prefix of all names (`module.`, `_orig_mod.model.`) and a last layer
     called `linear` are understood; float16 and bfloat16 are widened; `num_batches_tracked` is ignored.
 
-    Raises CheckpointError, which names arrays that are missing, left over or of another shape, and those whose numbers
-    are not finite; the net is then unchanged.
+    Raises CheckpointError, which names arrays that are missing, left over or of another shape, or whose numbers are not
+    finite, and FileError if the file can't be read; the net is then unchanged.
     """
     state, name = (source, "the dict") if isinstance(source, Mapping) else (_read(Path(source)), str(source))
     fill(model, {str(key): value for key, value in _weights_in(state, name).items()}, name)
@@ -159,7 +159,7 @@ def fill(net: Module, values: Mapping[str, Any], source: FileName) -> None:
         "missing": [name for name in own if name not in found],
         "left over": [theirs[name] for name in theirs if name not in own],
         "of another shape": [
-            f"{name} {got[name]}, expected {expected[name]}" for name in found if got[name] != expected[name]
+            f"{name} (expected {expected[name]}, got {got[name]})" for name in found if got[name] != expected[name]
         ],
     }
     if any(problems.values()):
@@ -206,8 +206,8 @@ def _common_prefix(names: Collection[str], layers: Container[str]) -> str:
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | str:
-    """An array's or a tensor's shape; the type's name of anything else."""
-    return tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
+    """The shape of an array or a tensor; of anything else its type, for an error."""
+    return tuple(value.shape) if hasattr(value, "shape") else f"a {type(value).__name__}"
 
 
 def _as_array(value: Any, name: str) -> np.ndarray:
