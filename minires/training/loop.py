@@ -67,9 +67,9 @@ def fit(
                     meter.flush()
                     check_finite(test_loss, f"{run.test} loss")
                     row = run.end_epoch(test_loss, test_acc)  # also advances progress.epoch
+                    run.save_checkpoint()  # first: whatever else is recorded can be resumed
                     run.save_model()
-                    run.save_checkpoint()
-                    run.save_metrics()  # last, so that every epoch that is recorded has a checkpoint
+                    run.save_metrics()
                     print(as_line(row, run), flush=True)
                     watch(run)
         except KeyboardInterrupt:

@@ -206,15 +206,8 @@ class Run:
         delete_leftovers(self.out)
         self.start_clock()
         self.save_metrics()
-        if self.progress.rows and not self.progress.seen and not self.has_model():
+        if self.progress.rows and not self.progress.seen:  # killed before it was written, or lost since
             self.save_model()
-
-    def has_model(self) -> bool:
-        """Whether the folder holds a net that isn't damaged. Raises FileError if it can't be read."""
-        try:
-            return (self.out / MODEL).exists() and bool(load_state(self.out / MODEL))
-        except CheckpointError:
-            return False
 
     def check_nothing_is_recorded(self) -> None:
         """Raise RunError if an epoch is recorded: a run without checkpoints would begin again and replace it."""
