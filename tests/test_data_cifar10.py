@@ -10,6 +10,7 @@ import struct
 import tarfile
 import threading
 import time
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minires.data import DataError, Dataset, download_cifar10, find_cifar10, load_cifar10, open_cifar10
+from minires.data import DataError, Dataset, download_cifar10, fetch_cifar10, find_cifar10, load_cifar10, open_cifar10
 from minires.data import cifar10 as module
 
 COUNT = 8  # images a batch in these tests
@@ -143,7 +144,7 @@ def test_binary_folder(small, tmp_path):
     assert_is(load_cifar10(write_folder(tmp_path / "any name", binary_files(small))), small)
 
 
-@pytest.mark.parametrize("protocol", [None, 3, 4])
+@pytest.mark.parametrize("protocol", [None, 2, 3, 4, 5])
 def test_python_folder(small, tmp_path, protocol):
     assert_is(load_cifar10(write_folder(tmp_path, python_files(small, protocol))), small)
 
@@ -185,9 +186,120 @@ def test_find(small, tmp_path, monkeypatch):
         load_cifar10(found(tmp_path / "half"))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar-10-python.tar",
+        "cifar-10-python.tgz",
+        "cifar-10-python (1).tar.gz",
+        "cifar-10-binary(2).tar",
+        "cifar-10-batches-py-target_archive",
+        "cifar-10-batches-py.tar.gz",
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "./", "data/"])
+def test_archives_as_people_have_them(small, tmp_path, name, prefix):
+    raw = tar_bytes(python_files(small, 5), f"{prefix}cifar-10-batches-py")
+    (tmp_path / name).write_bytes(gzip.decompress(raw) if name.endswith(".tar") else raw)
+    assert found(tmp_path) == found(tmp_path / name) == tmp_path / name
+    assert_is(load_cifar10(found(tmp_path)), small)
+
+
+@pytest.mark.parametrize("extracted", ["cifar-10-batches-py-target", "cifar-10-batches-py-target_extracted"])
+def test_the_folder_that_keras_unpacks(small, tmp_path, extracted):
+    folder = write_folder(tmp_path / extracted / "cifar-10-batches-py", python_files(small))
+    assert found(tmp_path) == folder
+
+
+def test_files_that_are_no_archive_are_not_cifar10(tmp_path, monkeypatch):
+    for name in ("passwd", "cifar-10-python.tar.gz.part", "cifar-10-notes.txt", "cifar-100-python.tar.gz"):
+        (tmp_path / name).write_bytes(b"x")
+        monkeypatch.setenv("MINIRES_DATA", str(tmp_path / name))
+        assert find_cifar10() == [] or name == "cifar-100-python.tar.gz"
+    assert find_cifar10(tmp_path) == []
+
+
+def test_a_damaged_copy_gives_way_to_a_good_one(small, tmp_path):
+    write_folder(tmp_path / "cifar-10-batches-bin", {"data_batch_1.bin": b""})
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(binary_archive(small)[:-9])
+    with pytest.raises(DataError, match="data_batch_1.bin: expected 24,584 bytes, got 0; download it with: ") as error:
+        open_cifar10(tmp_path)
+    assert one_line(error).endswith(f"python -m minires data fetch --data-dir {tmp_path}")
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(tar_bytes(python_files(small), "cifar-10-batches-py"))
+    path, dataset = open_cifar10(tmp_path)
+    assert path.name == "cifar-10-python.tar.gz"
+    assert_is(dataset, small)
+    assert fetch_cifar10(tmp_path) == path, "nothing to download"
+
+
+def test_a_damaged_archive_that_was_named_is_not_replaced(small, tmp_path):
+    (tmp_path / "mine.tar.gz").write_bytes(binary_archive(small)[:-9])
+    for ask in (open_cifar10, fetch_cifar10):
+        with pytest.raises(DataError, match="--data-dir .*, and name that folder instead of the file"):
+            ask(tmp_path / "mine.tar.gz")
+
+
+# ---- are they the official images? ----
+
+
+@pytest.fixture
+def balanced(small, monkeypatch):
+    """Batches of 20 images, two of each class, with a checksum of their own, which is computed here in another way."""
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "PER_BATCH", 20)
+    monkeypatch.setattr(module, "BIN_BYTES", 20 * 3073)
+    rng = np.random.default_rng(3)
+    planes, labels = rng.integers(0, 256, (120, 3072), np.uint8), np.arange(120) % 10
+    total = sum(zlib.crc32(image.tobytes(), int(label)) for image, label in zip(planes, labels, strict=True))
+    monkeypatch.setattr(module, "CHECKSUM", total)
+    return planes, labels
+
+
+def load_records(folder, planes, labels):
+    records = np.concatenate([labels[:, None].astype(np.uint8), planes], axis=1)
+    return load_cifar10(
+        write_folder(folder, {f"{name}.bin": records[20 * b :][:20].tobytes() for b, name in enumerate(NAMES)})
+    )
+
+
+def test_the_official_images_in_any_order_are_read_without_a_word(balanced, tmp_path, capsys):
+    planes, labels = balanced
+    order = np.concatenate([np.random.default_rng(0).permutation(100), 100 + np.random.default_rng(1).permutation(20)])
+    for rows in (slice(None), order):
+        data = load_records(tmp_path, planes[rows], labels[rows])
+        np.testing.assert_array_equal(np.concatenate([data.train_labels, data.test_labels]), labels[rows])
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("batch", [0, 5])
+def test_one_flipped_bit_in_an_image_is_reported(balanced, tmp_path, capsys, batch):
+    planes, labels = balanced
+    planes[20 * batch + 7, 1000] ^= 4
+    load_records(tmp_path, planes, labels)
+    err = capsys.readouterr().err
+    assert err == f"{tmp_path}: some images or labels are not those of CIFAR-10: damaged, or changed on purpose\n"
+
+
+def test_swapped_labels_are_reported(balanced, tmp_path, capsys):
+    planes, labels = balanced
+    labels[[1, 2]] = labels[[2, 1]]
+    load_records(tmp_path, planes, labels)
+    assert "not those of CIFAR-10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row, part", [(3, "10 training"), (103, "2 test")])
+def test_classes_of_the_wrong_size_are_an_error(balanced, tmp_path, row, part):
+    planes, labels = balanced
+    labels[row] = 9
+    with pytest.raises(DataError, match=f"expected {part} images of each class, got ") as error:
+        load_records(tmp_path, planes, labels)
+    one_line(error)
+
+
 @pytest.mark.skipif(not os.environ.get("MINIRES_DATA"), reason="MINIRES_DATA is not set")
-def test_real_cifar10():
-    data = load_cifar10(found())
+def test_real_cifar10(capsys):
+    data = open_cifar10()[1]
+    assert capsys.readouterr() == ("", "")
     assert data.train_images.shape == (50_000, 32, 32, 3) and data.test_images.shape == (10_000, 32, 32, 3)
     np.testing.assert_array_equal(np.bincount(data.train_labels), [5000] * 10)
     np.testing.assert_array_equal(np.bincount(data.test_labels), [1000] * 10)

@@ -37,17 +37,19 @@ class Dataset:
             raise DataError(f"Dataset: classes: expected two or more names, each once, got {str(names)[:80]}")
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
-            shape, dtype = np.shape(images), getattr(images, "dtype", type(images).__name__)
-            if dtype != np.uint8 or shape[1:] != (32, 32, 3):
+            if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3)):
                 raise DataError(
-                    f"Dataset: {part}_images: expected uint8 (N, 32, 32, 3), 0..255, got {dtype} {shape}; convert them"
+                    f"Dataset: {part}_images: expected uint8 (N, 32, 32, 3), 0..255, got {_kind(images)}; convert them"
                 )
-            if np.shape(labels) != shape[:1] or labels.dtype.kind not in "iu":
-                raise DataError(
-                    f"Dataset: {part}_labels: expected {shape[0]} integers, got {labels.dtype} {labels.shape}"
-                )
+            if not (isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" and labels.shape == images.shape[:1]):
+                raise DataError(f"Dataset: {part}_labels: expected {len(images)} integers, got {_kind(labels)}")
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
                 raise DataError(
                     f"Dataset: {part}_labels: expected 0 to {len(names) - 1}, a number for each of the {len(names)} "
                     f"classes, got {labels.min()} to {labels.max()}"
                 )
+
+
+def _kind(value: object) -> str:
+    """What a value is, for an error."""
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

@@ -194,7 +194,7 @@ def load_pictures(folder: str | os.PathLike[str]) -> Dataset:
             )
     else:
         train, test = _split(_find_pictures(root, problems), problems)
-    if len(train) < 2:
+    if len(train) < 2 and not problems:
         raise DataError(f"{folder}: expected a folder of pictures for each of two or more classes, got {_list(train)}")
 
     train_images, train_labels = _read_all(train, problems)
@@ -231,9 +231,10 @@ def _find_pictures(folder: Path, problems: Problems) -> Classes:
         elif not entry.name.isprintable():
             problems.append((entry, "the name of a class must be printable"))
         else:
-            files = _entries(entry)
+            files = [inner for inner in _entries(entry) if not inner.is_dir()]
+            problems += [(inner, "a folder in that of a class") for inner in _entries(entry) if inner.is_dir()]
+            problems += [] if files else [(entry, "no pictures in it")]
             found.setdefault(_same_everywhere(entry.name), []).extend(files)
-            problems += [(entry, "no pictures in it")] if not files else []
     return found
 
 
