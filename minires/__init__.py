@@ -35,7 +35,7 @@ READING_ORDER = {  # a room may import only from those before it; one with a sla
     "optim": "SGD with momentum, learning-rate schedules",
     "summary": "what a net is made of",
     "files": "output names, atomic writes, digests, rows",
-    "data/": "CIFAR-10, Shapes-10, augmentation, batches",
+    "data/": "CIFAR-10, Shapes-10, your own pictures, augmentation, batches",
     "devices/": "machine facts, a pretend GPU, self-test, stopwatch",
     "training/": "settings, run folder, checkpoints, the loop, prediction",
     "plots": "pictures of what was measured",
