@@ -17,7 +17,7 @@ import numpy as np
 
 from minires.backend import Array, array_module
 from minires.parallel import over_batch, product, transposed_product
-from minires.tensor import Gradients, Tensor
+from minires.tensor import Gradients, Tensor, check_tensors
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -98,8 +98,8 @@ def conv2d_simple(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int 
     _check_conv("conv2d_simple", x, w, bias, stride, padding)
     (n, h, width, _), (kh, kw, _, f) = x.shape, w.shape
     oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
-    cols = im2col(x.data, kh, kw, stride, padding)  # (N*OH*OW, KH*KW*C)
-    w_matrix = w.data.reshape(-1, f)  # (KH*KW*C, F)
+    cols = im2col(x.saved, kh, kw, stride, padding)  # (N*OH*OW, KH*KW*C)
+    w_matrix = w.saved.reshape(-1, f)  # (KH*KW*C, F)
 
     def backward(grad: Array) -> Gradients:
         g = grad.reshape(-1, f)  # (N*OH*OW, F)
@@ -122,17 +122,18 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     _check_conv("conv2d", x, w, bias, stride, padding)
     (n, h, width, c), (kh, kw, _, f) = x.shape, w.shape
     oh, ow = output_size(h, kh, stride, padding), output_size(width, kw, stride, padding)
-    xp, w_matrix = array_module(x.data), w.data.reshape(-1, f)  # (KH*KW*C, F)
+    xp, x_saved, w_saved = array_module(x.data), x.saved, w.saved
+    w_matrix = w_saved.reshape(-1, f)  # (KH*KW*C, F)
     out = xp.empty((n, oh, ow, f), x.dtype)
 
     def forward(images: Array, out: Array) -> None:  # a few of x, and their part of `out`
         product(_im2col(images, kh, kw, stride, padding), w_matrix, out)
 
-    over_batch(forward, x.data, out, item_bytes=oh * ow * kh * kw * c * out.itemsize)
+    over_batch(forward, x_saved, out, item_bytes=oh * ow * kh * kw * c * out.itemsize)
 
     def backward(grad: Array) -> Gradients:
         dx = xp.empty(x.shape, x.dtype) if x.requires_grad else None
-        w_rotated = w.data[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
+        w_rotated = w_saved[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
 
         def gradients(g: Array, images: Array, dx: Array | None) -> Array:  # writes dx, returns dw (KH*KW*C, F)
             if dx is not None:
@@ -147,9 +148,9 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
         item_bytes = oh * ow * kh * kw * max(c, f) * grad.itemsize
         # one padding of g, kh - 1 - padding, must suit both axes and not be negative
         if dx is not None and stride == 1 and kh == kw and padding < kh:
-            dw = over_batch(gradients_at_stride_1, grad, x.data, dx, item_bytes=item_bytes)
+            dw = over_batch(gradients_at_stride_1, grad, x_saved, dx, item_bytes=item_bytes)
             return dx, dw.reshape(kh, kw, f, c)[::-1, ::-1].swapaxes(2, 3)
-        return dx, over_batch(gradients, grad, x.data, dx, item_bytes=item_bytes).reshape(w.shape)
+        return dx, over_batch(gradients, grad, x_saved, dx, item_bytes=item_bytes).reshape(w.shape)
 
     y = Tensor.from_op(out, (x, w), backward, "conv2d")
     return y if bias is None else y + bias
@@ -182,8 +183,8 @@ def _im2col(x: Array, kh: int, kw: int, stride: int, padding: int) -> Array:
 def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
     """The largest of each kernel x kernel patch:  (N, H, W, C) -> (N, OH, OW, C). stride: `kernel` by default.
 
-    Backward: the gradient goes to the entry that was the largest, to the first of equals. The border counts as
-    minus infinity.
+    Backward: the gradient goes to the entry that was the largest, to the first of equals; NaN counts as the largest.
+    The border counts as minus infinity, and is never picked.
     """
     stride = kernel if stride is None else stride
     _check_window("max_pool2d", x, kernel, kernel, stride, padding)
@@ -192,13 +193,15 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     xp = array_module(x.data)
     padded = pad2d(x.data, padding, -xp.inf)
     offsets = _offsets(x.shape, kernel, stride, padding)
-    out = padded[offsets[0]].copy()
-    shape, winner = padded.shape, xp.zeros(out.shape, xp.int32)  # winner: the place in the kernel of the largest
+    shape, out = padded.shape, padded[offsets[0]]
+    oh, ow = out.shape[1:3]
+    # the largest's place i * kernel + j in its patch; at first the first one that is not in the border
+    i, j = (xp.maximum(padding - stride * xp.arange(size), 0) for size in (oh, ow))
+    winner = xp.broadcast_to((i[:, None] * kernel + j)[:, :, None], out.shape)
     for k, rows_columns in enumerate(offsets):
         view = padded[rows_columns]
-        higher = view > out
-        out = xp.where(higher | xp.isnan(view), view, out)
-        winner = xp.where(higher, k, winner)
+        higher = (view > out) | (xp.isnan(view) & ~xp.isnan(out))
+        out, winner = xp.where(higher, view, out), xp.where(higher, k, winner)
 
     def backward(grad: Array) -> Gradients:
         dx = xp.zeros(shape, grad.dtype)
@@ -232,6 +235,7 @@ def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
 
 def global_avg_pool(x: Tensor) -> Tensor:
     """The mean of each channel over the entire image:  (N, H, W, C) -> (N, C)."""
+    check_tensors("global_avg_pool", x=x)
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise ValueError(f"global_avg_pool: x has shape {x.shape}, expected (N, H, W, C), H and W at least 1")
     return x.mean((1, 2))
@@ -264,6 +268,11 @@ def _offsets(shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> 
 
 
 def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: int) -> None:
+    check_tensors(name, x=x)
+    if not all(isinstance(i, int | np.integer) for i in (kh, kw, stride, padding)):
+        raise TypeError(
+            f"{name}: expected integers, one for both axes, got kernel {kh}, stride {stride}, padding {padding}"
+        )
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"{name}: x has shape {x.shape}, expected (N, H, W, C), of which only N may be 0")
     if min(kh, kw) < 1 or stride < 1 or padding < 0:
@@ -276,6 +285,7 @@ def _check_window(name: str, x: Tensor, kh: int, kw: int, stride: int, padding: 
 
 
 def _check_conv(op: str, x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int) -> None:
+    check_tensors(op, x=x, w=w, **({} if bias is None else {"bias": bias}))
     if w.ndim != 4 or 0 in w.shape:
         raise ValueError(f"{op}: w has shape {w.shape}, expected (KH, KW, C, F), each at least 1")
     _check_window(op, x, w.shape[0], w.shape[1], stride, padding)

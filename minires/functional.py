@@ -7,11 +7,12 @@ import numpy as np
 from minires.backend import Array, array_module, device_of, to_device
 from minires.kernels import relu_gradient
 from minires.parallel import over_batch
-from minires.tensor import Gradients, Tensor
+from minires.tensor import Gradients, Tensor, check_tensors
 
 
 def relu(x: Tensor) -> Tensor:
     """y = max(0, x);  dx = dy where x > 0, else 0 (so relu'(0) = 0)."""
+    check_tensors("relu", x=x)
     xp = array_module(x.data)
     out = xp.empty(x.shape, x.dtype)
     zero = np.zeros(x.shape[1:], x.dtype) if xp is np else 0  # NumPy compares faster with an array than with a number
@@ -52,12 +53,13 @@ def cross_entropy(logits: Tensor, labels: Array, label_smoothing: float = 0.0) -
     label and spreads `label_smoothing` evenly over all K classes (Szegedy et al. 2016, section 7).
     """
     labels = _check_cross_entropy(logits, labels, label_smoothing)
-    k, xp = logits.shape[1], array_module(logits.data)
-    labels = to_device(labels, device_of(logits.data))
-    targets = (labels[:, None] == xp.arange(k)).astype(logits.dtype)  # (N, K), a single 1 in each row
-    if label_smoothing:
-        targets = targets * (1 - label_smoothing) + label_smoothing / k
-    return (log_softmax(logits) * Tensor(targets)).sum() * (-1 / len(logits))
+    n, k, xp = len(logits), int(logits.shape[1]), array_module(logits.data)
+    log_p = log_softmax(logits)  # (N, K)
+    # picked, not multiplied by zeros and ones: a class masked by -inf would make 0 * -inf
+    of_label = log_p[xp.arange(n), to_device(labels, device_of(logits.data))].sum()
+    if label_smoothing == 0:
+        return of_label * (-1 / n)
+    return of_label * ((label_smoothing - 1) / n) + log_p.sum() * (-label_smoothing / (n * k))
 
 
 def check_labels(labels: Array, classes: int) -> Array:
@@ -75,9 +77,11 @@ def check_labels(labels: Array, classes: int) -> Array:
 
 def dropout(x: Tensor, p: float, rng: np.random.Generator) -> Tensor:
     """y = x mask / (1 - p), mask 0 with probability p, else 1, drawn on the host by `rng`;  dx = dy mask / (1 - p)."""
+    check_tensors("dropout", x=x)
     _check_fraction("dropout", "p", p)
-    mask = (rng.random(x.shape) >= p) / (1 - p)
-    return x * Tensor(to_device(mask.astype(x.dtype), device_of(x.data)))
+    host_mask = (rng.random(x.shape) >= p) / (1 - p)
+    mask = to_device(host_mask.astype(x.dtype), device_of(x.data))
+    return Tensor.from_op(x.data * mask, (x,), lambda grad: (grad * mask,), "dropout")
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -119,11 +123,13 @@ def _check_fraction(op: str, name: str, value: float) -> None:
 
 
 def _check_log_softmax(x: Tensor) -> None:
+    check_tensors("log_softmax", x=x)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"log_softmax: expected x (..., K) with K at least 1, got {x.shape}")
 
 
 def _check_cross_entropy(logits: Tensor, labels: Array, label_smoothing: float) -> Array:
+    check_tensors("cross_entropy", logits=logits)
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"cross_entropy: expected logits (N, K) with N and K at least 1, got {logits.shape}")
     _check_fraction("cross_entropy", "label_smoothing", label_smoothing)
@@ -134,6 +140,7 @@ def _check_cross_entropy(logits: Tensor, labels: Array, label_smoothing: float) 
 
 
 def _check_linear(x: Tensor, w: Tensor, bias: Tensor | None) -> None:
+    check_tensors("linear", x=x, w=w, **({} if bias is None else {"bias": bias}))
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
         raise ValueError(f"linear: expected x (N, C) and w (C, F), got x {x.shape} and w {w.shape}")
     if bias is not None and bias.shape != w.shape[1:]:
@@ -141,6 +148,7 @@ def _check_linear(x: Tensor, w: Tensor, bias: Tensor | None) -> None:
 
 
 def _check_subsample(x: Tensor, stride: int, channels: int) -> None:
+    check_tensors("subsample_and_pad", x=x)
     if x.ndim != 4 or stride < 1:
         raise ValueError(f"subsample_and_pad: expected x (N, H, W, C) and stride >= 1, got {x.shape} and {stride}")
     if channels < x.shape[-1]:

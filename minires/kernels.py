@@ -49,8 +49,8 @@ def fuse(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @fuse("relu_gradient")
 def relu_gradient(xp: Any, grad: Array, y: Array, out: Array) -> None:
-    """out = grad where y > 0, else 0."""
-    xp.multiply(grad, y > 0, out=out)
+    """out = grad where y > 0, else 0; y = max(0, x) is never below 0, but may be NaN, where grad passes."""
+    xp.multiply(grad, y != 0, out=out)
 
 
 # ---- batch norm: all arrays of one number per channel are (C,)
@@ -90,12 +90,12 @@ def scale_and_shift(xp: Any, x: Array, scale: Array, shift: Array, out: Array) -
 
 
 @fuse("batch_norm_gradient_terms")
-def gradient_terms(xp: Any, sum_gx: Array, dbeta: Array, mean: Array, s: Array, m: int) -> tuple[Array, Array, Array]:
+def gradient_terms(xp: Any, sum_gc: Array, dbeta: Array, mean: Array, s: Array, m: int) -> tuple[Array, Array, Array]:
     """dgamma, and the slope and offset of  mean_term + variance_term = slope x + offset.
 
-    sum_gx: the sums of g x. The formulas are in `batch_norm`, norm.py.
+    sum_gc: the sums of g (x - mean). The formulas are in `batch_norm`, norm.py.
     """
-    dgamma = (sum_gx - mean * dbeta) * s  # the sum of g xhat, since xhat = (x - mean) s
+    dgamma = sum_gc * s  # the sum of g xhat, since xhat = (x - mean) s
     mean_term = dbeta / m
     slope = s * dgamma / m  # variance_term = xhat dgamma / m = slope (x - mean)
     return dgamma, slope, mean_term - slope * mean

@@ -22,9 +22,14 @@ from minires.tensor import Tensor
 
 
 class Module:
-    """A layer, a block or a whole net. Subclasses set attributes in __init__ and define `forward`."""
+    """A layer, a block or an entire net. Subclasses set attributes in __init__ and define `forward`.
+
+    Parameters and modules are found in attributes, also in lists, tuples and dicts of them (`self.layers = [...]`);
+    `buffers` names the attributes that are arrays to keep but not to learn.
+    """
 
     training = True
+    buffers: tuple[str, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -35,22 +40,13 @@ class Module:
             hook(self, out)
         return out
 
-    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all inside it, each with its dotted name, in the order they were created."""
-        yield prefix, self
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield from value.modules(f"{prefix}.{name}" if prefix else name)
-
-    def _attributes(self, is_wanted: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
-        for prefix, module in self.modules():
-            for name, value in vars(module).items():
-                if is_wanted(value):
-                    yield (f"{prefix}.{name}" if prefix else name), value
+    def modules(self) -> Iterator[tuple[str, Module]]:
+        """This module and all inside it, each once, with its dotted name, in the order they were created."""
+        return ((name, value) for name, value in _walk("", self, set()) if isinstance(value, Module))
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every learned tensor with its dotted name."""
-        return self._attributes(lambda value: isinstance(value, Tensor))
+        return ((name, t) for name, t in _walk("", self, set()) if isinstance(t, Tensor) and t.is_parameter)
 
     def parameters(self) -> list[Tensor]:
         """Every learned tensor, without duplicates when modules share one."""
@@ -58,7 +54,9 @@ class Module:
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
         """Every array that is kept but not learned, with its dotted name."""
-        return self._attributes(_is_buffer)
+        for prefix, module in self.modules():
+            for name in module.buffers:
+                yield f"{prefix}.{name}" if prefix else name, getattr(module, name)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of every parameter and buffer, on the host, by name."""
@@ -104,18 +102,26 @@ class Module:
         return self._convert(lambda array: array.astype(dtype))
 
     def _convert(self, convert: Callable[[Array], Array]) -> Module:
+        for p in self.parameters():
+            p.data = convert(p.data)
+            p.zero_grad()
         for _, module in self.modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    value.data, value.grad = convert(value.data), None
-                elif _is_buffer(value):
-                    setattr(module, name, convert(value))
+            for name in module.buffers:
+                setattr(module, name, convert(getattr(module, name)))
         return self
 
 
-def _is_buffer(value: Any) -> bool:
-    """Whether this is an array. NumPy's single numbers, np.sqrt(2.0) say, have a dtype too, but no entries."""
-    return hasattr(value, "dtype") and hasattr(value, "__setitem__")
+def _walk(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """`value` and everything inside it, with dotted names; each module, list, tuple and dict only once."""
+    inside = vars(value) if isinstance(value, Module) else value
+    inside = dict(enumerate(inside)) if isinstance(inside, list | tuple) else inside
+    if not isinstance(inside, dict):
+        yield name, value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        yield name, value
+        for key, inner in inside.items():
+            yield from _walk(f"{name}.{key}" if name else str(key), inner, seen)
 
 
 _hooks = threading.local()
@@ -187,6 +193,8 @@ class Linear(Module):
 
 class BatchNorm2d(Module):
     """Batch norm over (N, H, W) of each channel. gamma: its initial scale."""
+
+    buffers = ("running_mean", "running_var")
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5, gamma: float = 1.0):
         self.weight = parameter(np.full(channels, gamma))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from minires import kernels
 from minires.backend import Array, array_module
 from minires.parallel import over_batch
-from minires.tensor import Gradients, Tensor
+from minires.tensor import Gradients, Tensor, add_up, check_tensors
 
 
 def batch_norm_simple(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
@@ -60,7 +60,7 @@ def batch_norm(
     """
     _check_batch_norm(x, gamma, beta, running_mean, running_var, training)
     # m is 1 for an empty batch in evaluation, so that nothing divides by 0
-    x_data, m = x.data, max(1, x.size // x.shape[-1])
+    x_data, m = x.saved, max(1, x.size // x.shape[-1])
     if training:
         mean, var = _mean_and_variance(x_data)
         kernels.update_running_statistics(running_mean, running_var, mean, var, momentum, m / (m - 1))
@@ -70,8 +70,8 @@ def batch_norm(
     out = _apply_scale_and_shift(x_data, scale, shift)  # gamma xhat + beta = scale x + shift, in one pass over memory
 
     def backward(grad: Array) -> Gradients:
-        dbeta, sum_gx = _channel_sums(grad, x_data)  # sum g, sum g x
-        dgamma, slope, offset = kernels.gradient_terms(sum_gx, dbeta, mean, s, m)
+        dbeta, sum_gc = _channel_sums(grad, x_data, mean)  # sum g, sum g (x - mean)
+        dgamma, slope, offset = kernels.gradient_terms(sum_gc, dbeta, mean, s, m)
         if not training:
             return grad * scale, dgamma, dbeta
         # dx = gamma s (g - mean_term - variance_term), where gamma s is scale and both terms add up to slope x + offset
@@ -89,15 +89,15 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Ten
     _check_gamma_and_beta("layer_norm", x, gamma, beta)
     centred = x.data - x.data.mean(-1, keepdims=True)
     s = 1 / array_module(x.data).sqrt((centred * centred).mean(-1, keepdims=True) + eps)  # (..., 1)
-    xhat = centred * s
+    xhat, gamma_saved = centred * s, gamma.saved
     axes = tuple(range(x.ndim - 1))
 
     def backward(grad: Array) -> Gradients:
-        h = grad * gamma.data
+        h = grad * gamma_saved
         dx = s * (h - h.mean(-1, keepdims=True) - xhat * (h * xhat).mean(-1, keepdims=True))
-        return dx, (grad * xhat).sum(axes), grad.sum(axes)
+        return dx, add_up(grad * xhat, axes), add_up(grad, axes)
 
-    return Tensor.from_op(gamma.data * xhat + beta.data, (x, gamma, beta), backward, "layer_norm")
+    return Tensor.from_op(gamma_saved * xhat + beta.data, (x, gamma, beta), backward, "layer_norm")
 
 
 # ---- batch norm's passes over memory --------------------------------------------------------------------------------
@@ -130,12 +130,12 @@ def _input_gradient(grad: Array, x: Array, scale: Array, slope: Array, offset: A
     return out
 
 
-def _channel_sums(g: Array, x: Array) -> Array:
-    """For each channel the sums of g and of g x:  (2, C)."""
-    xp = array_module(x)
+def _channel_sums(g: Array, x: Array, mean: Array) -> Array:
+    """For each channel the sums of g and of g (x - mean):  (2, C)."""
+    xp, mean = array_module(x), _repeat(mean, x)
 
     def sums(g: Array, x: Array) -> Array:
-        return xp.stack([_column_sums(g), xp.einsum("ij,ij->j", g, x)])
+        return xp.stack([_column_sums(g), xp.einsum("ij,ij->j", g, x - mean)])
 
     return _sum_over_width(over_batch(sums, _long_rows(g), _long_rows(x)), x)
 
@@ -185,6 +185,7 @@ def _sum_over_width(total: Array, x: Array) -> Array:
 
 
 def _check_gamma_and_beta(op: str, x: Tensor, gamma: Tensor, beta: Tensor) -> None:
+    check_tensors(op, x=x, gamma=gamma, beta=beta)
     if x.ndim < 2 or 0 in x.shape[1:]:
         raise ValueError(f"{op}: expected x (N, ..., C), of which only N may be 0, got {x.shape}")
     for name, t in (("gamma", gamma), ("beta", beta)):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from minires import kernels
 from minires.backend import Array, array_module
-from minires.tensor import Tensor
+from minires.tensor import Tensor, check_tensors
 
 Schedule = Callable[[int], float]  # step, counted from 0 -> learning rate
 
@@ -34,6 +34,8 @@ class SGD:
         nesterov: bool = False,
         decay_bias_and_norm: bool = True,
     ):
+        if isinstance(params, Tensor):
+            raise TypeError("SGD: expected a list of tensors, got one tensor; write [tensor]")
         self.params = list(params)
         _check_sgd(self.params, lr, momentum, weight_decay, nesterov)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
@@ -104,6 +106,10 @@ def warmup(schedule: Schedule, steps: int, lr: float) -> Schedule:
 def _check_sgd(params: list[Tensor], lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:
     if not params:
         raise ValueError("SGD: params is empty; pass net.parameters()")
+    for p in params:
+        check_tensors("SGD", params=p)
+        if not p.is_parameter:
+            raise ValueError(f"SGD: expected parameters, tensors made with requires_grad=True, got {p!r:.60}")
     if len({id(p) for p in params}) < len(params):
         raise ValueError("SGD: params holds a tensor twice, which would take two steps at once")
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):

@@ -170,9 +170,15 @@ def in_threads(work: Callable[[], object], n: int) -> None:
 def _job_queue() -> SimpleQueue[Any]:
     global _jobs
     if _jobs is None:
-        _jobs = SimpleQueue()
+        jobs: SimpleQueue[Any] = SimpleQueue()
         for i in range(get_num_threads() - 1):
-            threading.Thread(target=_worker, args=(_jobs,), name=f"minires-{i}", daemon=True).start()
+            try:
+                threading.Thread(target=_worker, args=(jobs,), name=f"minires-{i}", daemon=True).start()
+            except RuntimeError as error:
+                for _ in range(i):
+                    jobs.put(None)  # end those that did start
+                raise RuntimeError(f"threads: {error}; use fewer, MINIRES_THREADS=1") from error
+        _jobs = jobs
     return _jobs
 
 

@@ -16,6 +16,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -75,6 +76,7 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False):
         self.data: Array = _as_float_array(data)
         self.node: Node | None = Node("leaf", self.data.shape) if requires_grad else None
+        self.is_parameter = requires_grad  # it stays one while `requires_grad = False` freezes it
 
     @staticmethod
     def from_op(data: Array, parents: Sequence[Tensor], backward: Callable[[Array], Gradients], name: str) -> Tensor:
@@ -83,7 +85,16 @@ class Tensor:
         nodes = tuple([p.node for p in parents])
         if grad_enabled() and any(nodes):
             out.node = Node(name, out.shape, nodes, backward, keeps_grad=False)
+            if isinstance(out.data, np.ndarray):
+                out.data.flags.writeable = False  # some backward may need it as it is
         return out
+
+    @property
+    def saved(self) -> Array:
+        """The array, for a `backward` to keep. A copy where it could be written to before the backward pass: a leaf's
+        array (by an optimiser, by its owner), and a view, which may be one of a leaf's."""
+        is_output = self.node is not None and self.node.name != "leaf" and self.data.base is None
+        return self.data if is_output or not grad_enabled() else self.data.copy(order="K")
 
     shape = property(lambda self: self.data.shape)
     dtype = property(lambda self: self.data.dtype)
@@ -102,6 +113,22 @@ class Tensor:
         """The value of a one-element tensor (waits for the device)."""
         return float(self.data.item())
 
+    __float__ = item
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    def __array__(self, *args: Any, **options: Any) -> None:
+        raise TypeError("a Tensor is not an array: use its .data (and minires.backend.to_host for a GPU's)")
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("== of Tensors: compare their arrays, a.data == b.data, or write `a is b`")
+
+    __hash__ = object.__hash__
+
     def detach(self) -> Tensor:
         """The same array without its graph."""
         return Tensor(self.data)
@@ -117,6 +144,7 @@ class Tensor:
     def requires_grad(self, wanted: bool) -> None:
         if wanted != self.requires_grad:
             self.node = Node("leaf", self.shape) if wanted else None
+            self.is_parameter |= wanted
 
     @property
     def grad(self) -> Array:
@@ -213,7 +241,7 @@ class Tensor:
     def __mul__(self, other: Any) -> Tensor:
         """z = x y;  dx = dz y, dy = dz x."""
         x, y = self, self._other(other, "mul")
-        a, b = x.data, y.data
+        a, b = x.saved, y.saved
 
         def backward(grad: Array) -> Gradients:
             dx = unbroadcast(grad * b, x.shape) if x.requires_grad else None
@@ -225,7 +253,7 @@ class Tensor:
     def __truediv__(self, other: Any) -> Tensor:
         """z = x / y;  dx = dz / y, dy = -dz x / y^2."""
         x, y = self, self._other(other, "div")
-        a, b = x.data, y.data
+        a, b = x.saved, y.saved
 
         def backward(grad: Array) -> Gradients:
             dx = unbroadcast(grad / b, x.shape) if x.requires_grad else None
@@ -238,7 +266,7 @@ class Tensor:
         """z = x^p for a number p;  dx = dz p x^(p-1)."""
         if not isinstance(exponent, Real):
             raise TypeError("pow: the exponent must be a number; write (y * x.log()).exp() for a tensor y")
-        a, p = self.data, float(exponent)
+        a, p = self.saved, float(exponent)
         xp = array_module(a)
 
         def backward(grad: Array) -> Gradients:
@@ -271,14 +299,17 @@ class Tensor:
             raise ValueError(f"matmul: expected (..., n, k) @ (..., k, m), got {x.shape} @ {y.shape}")
         if x.dtype != y.dtype:
             raise TypeError(f"matmul: one operand is {x.dtype}, the other {y.dtype}; convert one of them")
-        a, b = x.data, y.data
+        a, b = x.saved, y.saved
 
         def backward(grad: Array) -> Gradients:
             dx = unbroadcast(grad @ b.swapaxes(-1, -2), a.shape) if x.requires_grad else None
             dy = unbroadcast(a.swapaxes(-1, -2) @ grad, b.shape) if y.requires_grad else None
             return dx, dy
 
-        return Tensor.from_op(a @ b, (x, y), backward, "matmul")
+        return Tensor.from_op(x.data @ y.data, (x, y), backward, "matmul")
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return Tensor(self._numbers(other, "matmul")) @ self
 
     def exp(self) -> Tensor:
         """z = e^x;  dx = dz z."""
@@ -287,7 +318,7 @@ class Tensor:
 
     def log(self) -> Tensor:
         """z = ln x;  dx = dz / x."""
-        a = self.data
+        a = self.saved
         return Tensor.from_op(array_module(a).log(a), (self,), lambda grad: (grad / a,), "log")
 
     def sqrt(self) -> Tensor:
@@ -304,7 +335,7 @@ class Tensor:
         def backward(grad: Array) -> Gradients:
             return (xp.broadcast_to(grad.reshape(kept), shape),)
 
-        return Tensor.from_op(xp.asarray(self.data.sum(axis=axis, keepdims=keepdims)), (self,), backward, "sum")
+        return Tensor.from_op(xp.asarray(add_up(self.data, axis, keepdims)), (self,), backward, "sum")
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """z = sum of x over `axis` / count."""
@@ -313,7 +344,7 @@ class Tensor:
 
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """z = largest x over `axis`;  dx = dz where x is the largest, shared equally among ties."""
-        a, kept = self.data, _kept_shape(self.shape, axis, "max")
+        a, kept = self.saved, _kept_shape(self.shape, axis, "max")
         _count(self.shape, kept, "max")
         xp = array_module(a)
         top = a.max(axis=axis, keepdims=True)
@@ -326,18 +357,21 @@ class Tensor:
 
     # ---- shape
 
-    def reshape(self, *shape: int) -> Tensor:
-        """The same numbers in another shape (one entry may be -1);  the gradient goes back to the old shape."""
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same numbers in another shape, x.reshape(2, -1) or x.reshape((2, -1)), where one entry may be -1;  the
+        gradient goes back to the old shape."""
         old = self.shape
         out = self.data.reshape(*shape or ((),))  # x.reshape(*()) makes a single number, as x.reshape(()) does
         return Tensor.from_op(out, (self,), lambda grad: (grad.reshape(old),), "reshape")
 
-    def transpose(self, *axes: int) -> Tensor:
-        """Axes in a new order (reversed by default);  the gradient's axes go back."""
+    def transpose(self, *axes: Any) -> Tensor:
+        """Axes in a new order, x.transpose(1, 0) or x.transpose((1, 0)), by default reversed;  the gradient's axes go
+        back."""
+        axes = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
         order = axes or tuple(range(self.ndim))[::-1]
         try:
             out = self.data.transpose(order)
-        except ValueError:
+        except (TypeError, ValueError):
             raise ValueError(f"transpose: expected each axis of shape {self.shape} once, got {order}") from None
         back = tuple(int(i) for i in np.argsort([a % self.ndim for a in order]))
         return Tensor.from_op(out, (self,), lambda grad: (grad.transpose(back),), "transpose")
@@ -347,6 +381,7 @@ class Tensor:
         xp, shape, dtype = array_module(self.data), self.shape, self.dtype
         parts = index if isinstance(index, tuple) else (index,)
         each_once = all(p is None or p is Ellipsis or isinstance(p, int | slice) for p in parts)
+        index = index if each_once else deepcopy(index)  # an index array may change before the backward pass
 
         def backward(grad: Array) -> Gradients:
             out = xp.zeros(shape, dtype)
@@ -402,6 +437,10 @@ def _as_float_array(data: Any) -> Array:
         data = np.asarray(data)
         if data.dtype == np.float64:  # what NumPy makes of Python's numbers
             data = data.astype(np.float32)
+    if not hasattr(data.dtype, "kind"):  # another library's: PyTorch's have a dtype of their own
+        raise TypeError(
+            f"Tensor: expected an array, got a {type(data).__module__} {type(data).__name__}; convert it first"
+        )
     if data.dtype.kind not in "fiub":
         raise TypeError(f"Tensor: expected real numbers, got dtype {data.dtype}")
     if data.dtype not in (np.float32, np.float64):
@@ -411,13 +450,26 @@ def _as_float_array(data: Any) -> Array:
     return np.asarray(data) if device_of(data) == "cpu" else data
 
 
+def add_up(a: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
+    """The sum over `axis`, in float64 until it is complete: over leading axes NumPy adds one by one, and in float32
+    100,000 addends would cost three digits."""
+    return a.sum(axis=axis, dtype=np.float64, keepdims=keepdims).astype(a.dtype)
+
+
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     """Sum `grad` over the axes along which an operand of `shape` was repeated: copying forward is adding backward."""
     if grad.shape == shape:
         return grad
-    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape))))  # axes that broadcasting put in front
-    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and grad.shape[i] != 1)
-    return grad.sum(axis=stretched, keepdims=True) if stretched else grad
+    in_front = grad.ndim - len(shape)  # axes that broadcasting added
+    stretched = tuple(i + in_front for i, n in enumerate(shape) if n == 1 and grad.shape[i + in_front] != 1)
+    return add_up(grad, (*range(in_front), *stretched)).reshape(shape)
+
+
+def check_tensors(op: str, **arguments: Any) -> None:
+    """Raise TypeError for an argument that is no Tensor."""
+    for name, t in arguments.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: expected {name} to be a Tensor, got {type(t).__name__}; write mr.Tensor({name})")
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
@@ -447,6 +499,8 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`;  each gets its own part of the gradient back."""
     if not tensors:
         raise ValueError("concatenate: expected at least one tensor, got none")
+    for t in tensors:
+        check_tensors("concatenate", tensors=t)
     if len({t.dtype for t in tensors}) > 1:
         raise TypeError(f"concatenate: dtypes differ: {', '.join(str(t.dtype) for t in tensors)}; convert one of them")
     if len({_kept_shape(t.shape, axis, "concatenate") for t in tensors}) > 1:
@@ -459,6 +513,7 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
     """Zeros around `x`: `widths` holds (before, after) for each axis;  the gradient is cropped back."""
+    check_tensors("pad", x=x)
     if len(widths) != x.ndim:
         raise ValueError(f"pad: x has {x.ndim} axes, widths names {len(widths)}")
     if any(min(pair) < 0 for pair in widths):

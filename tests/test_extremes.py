@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import minires as mr
-from minires.functional import cross_entropy, log_softmax
-from minires.norm import batch_norm
+from minires.conv import conv2d, max_pool2d
+from minires.functional import cross_entropy, log_softmax, relu
+from minires.norm import batch_norm, layer_norm
 from minires.tensor import Tensor
 
 
@@ -107,3 +108,107 @@ def test_two_models_trained_in_two_threads_do_not_disturb_each_other():
     for seed in (0, 1):
         for name, array in alone[seed].items():
             assert together[seed][name].tobytes() == array.tobytes(), name
+
+
+# ---- infinities and NaN in pooling, ReLU and cross-entropy
+
+
+def test_the_gradient_of_a_window_of_minus_infinity_stays_in_the_image():
+    x = Tensor(np.full((1, 4, 4, 1), -np.inf), requires_grad=True)
+    max_pool2d(x, 3, 2, 1).backward(np.arange(1.0, 5).reshape(1, 2, 2, 1))
+    assert x.grad.sum() == 10
+    np.testing.assert_array_equal(x.grad[0, :, :, 0], [[1, 2, 0, 0], [3, 4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_the_gradient_goes_where_nan_came_from(place):
+    images = np.random.default_rng(0).standard_normal((1, 3, 3, 1))
+    images.flat[place] = np.nan
+    x = Tensor(images, requires_grad=True)
+    y = max_pool2d(x, 3)
+    y.backward(np.full(y.shape, 7.0))
+    assert np.isnan(y.data).all()
+    assert x.grad.flat[place] == 7 and np.count_nonzero(x.grad) == 1
+
+
+def test_the_first_of_two_nans_wins():
+    x = Tensor(np.array([[1.0, np.nan], [np.nan, 9.0]]).reshape(1, 2, 2, 1), requires_grad=True)
+    max_pool2d(x, 2).backward(np.full((1, 1, 1, 1), 5.0))
+    np.testing.assert_array_equal(x.grad[0, :, :, 0], [[0, 5], [0, 0]])
+
+
+def test_relu_passes_the_gradient_where_its_value_is_nan():
+    x = Tensor(np.array([[-1.0, 0.0, -0.0, 2.0, np.nan, np.inf, -np.inf]]), requires_grad=True)
+    y = relu(x)
+    y.backward(np.arange(1.0, 8)[None])
+    np.testing.assert_array_equal(y.data, [[0, 0, 0, 2, np.nan, np.inf, 0]])
+    np.testing.assert_array_equal(x.grad, [[0, 0, 0, 4, 5, 6, 0]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cross_entropy_of_masked_classes(dtype):
+    logits = np.array([[0.0, -np.inf, 1.0], [-np.inf, 2.0, -np.inf], [np.finfo(dtype).max, 0, -np.finfo(dtype).max]])
+    x = Tensor(logits.astype(dtype), requires_grad=True)
+    with np.errstate(over="ignore"):  # in the third row
+        loss = cross_entropy(x, np.array([2, 1, 0]))
+    loss.backward()
+    p = 1 / (1 + np.e)  # of class 0 in the first row
+    assert loss.item() == pytest.approx(-np.log(1 - p) / 3, rel=1e-6)
+    np.testing.assert_allclose(x.grad, [[p / 3, 0, -p / 3], [0, 0, 0], [0, 0, 0]], rtol=1e-6, atol=1e-12)
+
+
+def test_cross_entropy_of_a_label_that_is_masked_is_infinite():
+    assert cross_entropy(Tensor(np.array([[0.0, -np.inf]])), np.array([1])).item() == np.inf
+    smooth = cross_entropy(Tensor(np.array([[0.0, -np.inf]])), np.array([0]), label_smoothing=0.1)
+    assert smooth.item() == np.inf, "smoothing asks for the masked class too"
+
+
+# ---- many addends, and means far from 0, in float32
+
+
+def relative(found, exact):
+    return np.abs(found.astype(np.float64) / exact - 1).max()
+
+
+def many(*shape):
+    return np.random.default_rng(0).uniform(0.5, 1.5, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(131_072, 3), (128, 32, 32, 3)], ids=str)
+def test_sums_over_leading_axes_keep_their_digits(shape):
+    x, axes = many(*shape), tuple(range(len(shape) - 1))
+    exact = x.astype(np.float64)
+    assert relative(Tensor(x).sum(axes).data, exact.sum(axes)) < 1e-6
+    assert relative(Tensor(x).mean(axes).data, exact.mean(axes)) < 1e-6
+    bias = Tensor(np.zeros(3, np.float32), requires_grad=True)
+    (Tensor(np.zeros_like(x)) + bias).backward(x)
+    assert relative(bias.grad, exact.sum(axes)) < 1e-6
+
+
+def test_the_gradients_of_bias_and_beta_keep_their_digits():
+    x, g = many(128, 32, 32, 3), many(128, 32, 32, 2)
+    exact = g.astype(np.float64).sum((0, 1, 2))
+    w, bias = Tensor(many(1, 1, 3, 2)), Tensor(np.zeros(2, np.float32), requires_grad=True)
+    conv2d(Tensor(x), w, bias).backward(g)
+    assert relative(bias.grad, exact) < 1e-6
+    gamma, beta = (Tensor(np.full(2, v, np.float32), requires_grad=True) for v in (1, 0))
+    h = many(128, 32, 32, 2)
+    layer_norm(Tensor(h), gamma, beta).backward(g)
+    assert relative(beta.grad, exact) < 1e-6
+    h = h.astype(np.float64)
+    xhat = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+    dgamma = (g * xhat).sum((0, 1, 2))
+    np.testing.assert_allclose(gamma.grad, dgamma, atol=1e-6 * np.abs(g * xhat).sum())
+
+
+@pytest.mark.parametrize(("mean", "error"), [(1, 1e-6), (100, 5e-6), (1000, 1e-4)])
+def test_dgamma_of_batch_norm_far_from_zero(mean, error):
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((64, 8, 8, 16)) + mean).astype(np.float32)
+    g = rng.standard_normal(x.shape).astype(np.float32)
+    gamma, beta = (Tensor(np.full(16, v, np.float32), requires_grad=True) for v in (1, 0))
+    batch_norm(Tensor(x), gamma, beta, np.zeros(16, np.float32), np.ones(16, np.float32)).backward(g)
+    x = x.astype(np.float64)
+    xhat = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
+    exact = (g * xhat).sum((0, 1, 2))
+    assert np.abs(gamma.grad - exact).max() < error * np.abs(exact).max()

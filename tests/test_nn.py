@@ -8,6 +8,7 @@ from minires import nn
 from minires.backend import device_of, to_device, to_host
 from minires.conv import conv2d, max_pool2d
 from minires.norm import layer_norm
+from minires.optim import SGD
 from minires.tensor import Tensor
 
 
@@ -174,3 +175,70 @@ def test_observers_see_names_and_outputs_inner_modules_first():
     ]
     net(picture())
     assert len(seen) == 7, "afterwards nobody listens"
+
+
+# ---- what a module holds
+
+
+class Holder(nn.Module):
+    """Layers in a list, a tuple and a dict, one inside another, a parameter in a list, and things that are none."""
+
+    def __init__(self, rng):
+        self.layers = [nn.Linear(2, 3, rng=rng), (nn.ReLU(), nn.Linear(3, 3, rng=rng))]
+        self.heads = {"a": nn.Linear(3, 1, rng=rng), "b": [nn.BatchNorm2d(3)]}
+        self.scales = [nn.parameter(np.ones(3))]
+        self.table, self.last, self.count = np.ones(3), None, np.sqrt(2.0)
+
+    def forward(self, x):
+        for layer in (self.layers[0], *self.layers[1], self.heads["b"][0]):
+            x = layer(x)
+        self.last = x * self.scales[0]
+        return self.heads["a"](self.last)
+
+
+NAMES = [
+    *("layers.0.weight", "layers.0.bias", "layers.1.1.weight", "layers.1.1.bias", "heads.a.weight", "heads.a.bias"),
+    *("heads.b.0.weight", "heads.b.0.bias", "scales.0"),
+]
+
+
+def test_modules_and_parameters_in_containers_are_found():
+    net, rng = Holder(np.random.default_rng(0)), np.random.default_rng(1)
+    opt = SGD(net.parameters(), lr=0.1)
+    before = net.state_dict()
+    y = net(Tensor(rng.standard_normal((8, 2), np.float32)))
+    (y * y).sum().backward()
+    opt.step()
+    assert [name for name, _ in net.named_parameters()] == NAMES, "activations that are kept are no parameters"
+    assert [name for name, _ in net.named_buffers()] == ["heads.b.0.running_mean", "heads.b.0.running_var"]
+    after = net.state_dict()
+    assert list(after) == [*NAMES, "heads.b.0.running_mean", "heads.b.0.running_var"]
+    moved = {name for name in after if not np.array_equal(after[name], before[name])}
+    # batch norm makes the bias before it useless: its gradient is 0 but for rounding
+    assert moved >= set(after) - {"layers.1.1.bias"}
+    assert not net.eval().heads["b"][0].training and not net.layers[1][0].training
+    other = Holder(np.random.default_rng(7))
+    other.load_state_dict(after)
+    x = Tensor(rng.standard_normal((3, 2), np.float32))
+    np.testing.assert_array_equal(other.eval()(x).data, net(x).data)
+    assert {p.dtype for p in net.astype(np.float64).parameters()} == {np.dtype(np.float64)}
+
+
+def test_a_frozen_parameter_is_still_saved_and_moved():
+    net = nn.Sequential(nn.Linear(2, 2, rng=np.random.default_rng(0)))
+    net[0].weight.requires_grad = False
+    assert list(net.state_dict()) == ["0.weight", "0.bias"]
+    opt, before = SGD(net.parameters(), lr=1), net.state_dict()
+    net(Tensor(np.ones((1, 2), np.float32))).sum().backward()
+    opt.step()
+    assert np.array_equal(net[0].weight.data, before["0.weight"]) and not np.array_equal(net[0].bias.data, 0)
+
+
+def test_a_module_may_know_its_parent_and_be_shared():
+    net = nn.Sequential(nn.Linear(2, 2, rng=np.random.default_rng(0)), nn.ReLU())
+    net[0].parent = net
+    net[1].friends = [net[0], net]
+    net[1].friends.append(net[1].friends)
+    assert [name for name, _ in net.modules()] == ["", "0", "1"]
+    assert [name for name, _ in net.named_parameters()] == ["0.weight", "0.bias"]
+    net.eval().to("cpu")

@@ -85,7 +85,7 @@ def test_wrong_settings_are_named(options, told):
 
 
 def test_a_net_may_have_hundreds_of_parameters():
-    assert len(SGD([Tensor(np.ones(1)) for _ in range(300)], lr=0.1).params) == 300
+    assert len(SGD([Tensor(np.ones(1), requires_grad=True) for _ in range(300)], lr=0.1).params) == 300
 
 
 def test_no_parameters_is_an_error():
@@ -148,3 +148,12 @@ def test_one_cycle_of_a_few_steps_stays_in_range(total):
 def test_warm_up_comes_first_and_the_schedule_keeps_its_own_count():
     rate = warmup(multistep(0.1, [500]), 400, 0.01)
     assert [rate(s) for s in (0, 399, 400, 499, 500)] == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01])
+
+
+def test_one_tensor_is_no_list_of_parameters():
+    w = Tensor(np.ones((2, 3)), requires_grad=True)
+    with pytest.raises(TypeError, match=r"SGD: expected a list of tensors, got one tensor; write \[tensor\]"):
+        SGD(w, lr=0.1)
+    for wrong in (w[0], w * 2, Tensor(np.ones(3))):
+        with pytest.raises(ValueError, match="SGD: expected parameters, tensors made with requires_grad=True, got"):
+            SGD([wrong], lr=0.1)

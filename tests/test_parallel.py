@@ -306,3 +306,29 @@ def test_python_ends_while_a_pool_stands():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("3", 0), done.stderr
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_threads_that_cannot_be_started(most, monkeypatch):
+    """An error each time, no wait for workers that don't exist; and all is well when the system has threads again."""
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) >= most:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    set_num_threads(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", limited)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="threads: can't start new thread; use fewer, MINIRES_THREADS=1"):
+                in_threads(lambda: None, 4)
+            for thread in started:
+                thread.join(10)
+                assert not thread.is_alive(), "a worker that did start is ended"
+            started.clear()
+    calls = []
+    in_threads(lambda: calls.append(1), 4)
+    assert len(calls) == 4

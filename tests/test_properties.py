@@ -349,6 +349,21 @@ def draw_matmul(draw):
     return Example([numbers(draw, a)], lambda f, x: f(x, y), lambda x: twin(x, y), wrong)
 
 
+@operation("__rmatmul__", "matmul: ")
+def draw_rmatmul(draw):
+    n, k, m = (draw(SIDE) for _ in range(3))
+    wrong = rarely(draw)
+    y = numbers(draw, (n, k + wrong))
+
+    def twin(x):
+        z = np.zeros((n, m))
+        for i, j in np.ndindex(n, m):
+            z[i, j] = (y[i] * x[:, j]).sum()
+        return z
+
+    return Example([numbers(draw, (k, m))], lambda f, x: f(x, y), twin, wrong)
+
+
 # ---- reductions and shapes ---------------------------------------------------------------------------------------
 
 
@@ -865,6 +880,21 @@ def draw_pad2d(draw):
     return [numbers(draw, shape)], lambda f, x: f(x, padding, value), twin, False
 
 
+@plain("add_up")
+def draw_add_up(draw):
+    shape = tuple(draw(SIDE) for _ in range(draw(st.integers(1, 3))))
+    axes = tuple(draw(st.lists(st.integers(0, len(shape) - 1), unique=True)))
+    keepdims = draw(st.booleans())
+
+    def twin(x):
+        out = np.zeros([1 if i in axes else n for i, n in enumerate(shape)])
+        for place in np.ndindex(shape):
+            out[tuple(0 if i in axes else p for i, p in enumerate(place))] += x[place]
+        return out if keepdims else out.reshape([n for i, n in enumerate(shape) if i not in axes])
+
+    return [numbers(draw, shape)], lambda f, x: f(x, axes, keepdims), twin, False
+
+
 def windowed(draw):
     shape, w, _, stride, padding = convolution(draw)
     assume(not no_window(shape, *w[:2], stride, padding))
@@ -1011,6 +1041,14 @@ def test_a_function_of_arrays_agrees_with_its_slow_twin_or_says_what_is_wrong(na
 
 NO_OPERATIONS = {  # public, but they change no numbers; test_tensor.py holds what they do
     "from_op",
+    "saved",
+    "check_tensors",
+    "__array__",
+    "__bool__",
+    "__eq__",
+    "__float__",
+    "__format__",
+    "__hash__",
     "shape",
     "dtype",
     "ndim",

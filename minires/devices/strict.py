@@ -141,6 +141,11 @@ class StrictArray(NDArrayOperatorsMixin):
         self._array[index] = value._array if isinstance(value, StrictArray) else value
         _note("launches", "x[index] = value")
 
+    @property
+    def base(self) -> StrictArray | None:
+        """The array of which this one is a view."""
+        return None if self._array.base is None else StrictArray(self._array.base)
+
     def __len__(self) -> int:
         _not_fused("len(x)")
         return len(self._array)
@@ -169,7 +174,7 @@ class StrictArray(NDArrayOperatorsMixin):
     def __getattr__(self, name: str) -> Any:
         """The attributes and methods that CuPy's arrays have."""
         known = names()["array"]
-        if name not in known or name in ("base", "data", "flat"):  # the last three would expose the NumPy array
+        if name not in known or name in ("data", "flat"):  # these two would expose the NumPy array
             raise AttributeError(f"cupy.ndarray, or this stand-in for it, has no attribute {name!r}")
         if name not in ("astype", "copy", "dtype", "ndim"):
             _not_fused(f"x.{name}")
