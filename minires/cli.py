@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -54,7 +55,8 @@ def _run(arguments: list[str] | None) -> None:
 
 def print_error(message: str, status: int = 2) -> int:
     """Print a one-line message to stderr. Returns the exit status."""
-    print("minires:", " ".join(message.split()), file=sys.stderr)
+    with suppress(OSError):  # a terminal that is closed, which is what SIGHUP says
+        print("minires:", " ".join(message.split()), file=sys.stderr)
     return status
 
 
