@@ -21,7 +21,7 @@ from minires.optim import SGD
 from minires.parallel import get_num_threads, set_num_threads
 from minires.resnet import build
 from minires.training.checkpoint import CheckpointError, check_numbers, load_state, save_state
-from minires.training.config import CONFIG, Config, RunError, config_digest, schedule_of
+from minires.training.config import CONFIG, Config, RunError, config_digest, read_about, schedule_of
 from minires.training.folder import (
     LOCK,
     METRICS,
@@ -127,6 +127,7 @@ class Run:
                 "train": len(self.loader.images),
                 self.test: len(self.test_images),
                 "classes": self.dataset.classes,
+                "digest": self.dataset.digest(),
             },
             **environment(),
         }
@@ -195,9 +196,10 @@ class Run:
         """Resume from the newest good checkpoint; begin again if there is none and no epoch is recorded.
 
         Damaged checkpoints are set aside. Raises RunError or FileError, and changes nothing, if all are damaged, if
-        one can't be read, or if epochs are recorded and their checkpoints missing.
+        one can't be read, if epochs are recorded and their checkpoints missing, or if the data have changed.
         """
         self.config_digest = config_digest(self.out)
+        self.check_data()
         checkpoints = checkpoints_in(self.out)
         if not checkpoints:
             self.check_nothing_is_recorded()
@@ -208,6 +210,15 @@ class Run:
         self.save_metrics()
         if self.progress.rows and not self.progress.seen:  # killed before it was written, or lost since
             self.save_model()
+
+    def check_data(self) -> None:
+        """Raise RunError unless the training images are those that the run began with, if it recorded which."""
+        recorded = read_about(self.out).get("dataset")
+        if isinstance(recorded, dict) and recorded.get("digest", self.dataset.digest()) != self.dataset.digest():
+            raise RunError(
+                f"{self.out} began with other training images than those of {self.dataset.name} as it is now; "
+                "restore them, or train in another folder"
+            )
 
     def check_nothing_is_recorded(self) -> None:
         """Raise RunError if an epoch is recorded: a run without checkpoints would begin again and replace it."""
@@ -235,6 +246,9 @@ class Run:
         """Continue from this checkpoint. Raises CheckpointError if it is damaged or of another run."""
         arrays, info = load_state(path)
         try:
+            step = info["progress"]["step"]
+            if path != checkpoint_path(self.out, step):  # it would be kept as the newest for ever
+                raise ValueError(f"expected the checkpoint of the step in its name, got that of step {step}")
             self.fill(arrays, info)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{path}: {error}") from error
