@@ -18,7 +18,7 @@ from minires import functional as F
 from minires.backend import Array, array_module, device_of, generator, to_device, to_host
 from minires.conv import conv2d, global_avg_pool, max_pool2d
 from minires.norm import batch_norm, layer_norm
-from minires.tensor import Tensor
+from minires.tensor import Tensor, no_grad
 
 
 class Module:
@@ -144,6 +144,25 @@ def forward_hook(net: Module, callback: Callable[[str, Module, Tensor], None]) -
         yield
     finally:
         _hooks.active = before
+
+
+_evaluation = threading.RLock()
+
+
+@contextmanager
+def evaluation_mode(net: Module) -> Iterator[None]:
+    """`with evaluation_mode(net): net(x)`, without a graph; after it each module is in its own mode again.
+
+    One thread at a time: another one would leave, and put the net into training mode, in the middle of ours.
+    """
+    with _evaluation, no_grad():
+        modes = [(module, module.training) for _, module in net.modules()]
+        net.eval()
+        try:
+            yield
+        finally:  # for example after Ctrl-C in a notebook
+            for module, mode in modes:
+                module.training = mode
 
 
 def parameter(array: np.ndarray) -> Tensor:

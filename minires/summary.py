@@ -30,9 +30,10 @@ from minires.nn import (
     ReLU,
     Sequential,
     Zero,
+    evaluation_mode,
     forward_hook,
 )
-from minires.tensor import Tensor, no_grad
+from minires.tensor import Tensor
 
 ATTACHED = (BatchNorm2d, LayerNorm, ReLU, Dropout)  # alone behind a layer, they share that layer's line
 
@@ -136,13 +137,8 @@ def summarise(net: Module, input_shape: tuple[int, ...] = (32, 32, 3), batch: in
 
     like = next(iter(net.parameters()), Tensor(0))
     x = Tensor(to_device(np.zeros((1, *input_shape), like.dtype), device_of(like.data)))
-    modes = [(module, module.training) for _, module in net.modules()]
-    try:
-        with no_grad(), forward_hook(net.eval(), record):
-            net(x)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(net), forward_hook(net, record):
+        net(x)
 
     unused = ((name, module, new_parameters(module)) for name, module in net.modules())
     layers += [LayerRow(name, type(module).__name__, "", (), own, 0, 0) for name, module, own in unused if own]

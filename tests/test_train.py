@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,25 @@ def test_evaluate_leaves_the_net_as_it_was_and_does_not_depend_on_the_batch():
     assert all(np.array_equal(array, before[name]) for name, array in net.state_dict().items())
     assert {acc for _, acc in found} == {found[0][1]}
     assert [loss for loss, _ in found] == pytest.approx([found[0][0]] * 3, rel=1e-5)
+
+
+def test_evaluate_in_several_threads_gives_each_its_own_figures():
+    data, net = shapes10(200, 200), build("resnet8", width=4, seed=3)
+    frozen = net.layer1.eval()  # modes are each module's own
+    normalise = Normalise.channels(data.train_images)
+    images, labels = data.test_images, data.test_labels
+    wanted = evaluate(net, images, labels, normalise, batch_size=50)
+    modes, found = [module.training for _, module in net.modules()], []
+    threads = [
+        threading.Thread(target=lambda: found.append(evaluate(net, images, labels, normalise, batch_size=50)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [wanted] * 6
+    assert [module.training for _, module in net.modules()] == modes and net.training and not frozen.training
 
 
 def test_evaluate_that_fails_leaves_the_net_in_training():

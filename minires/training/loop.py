@@ -20,7 +20,7 @@ from minires.backend import Array, array_module, device_of, to_device
 from minires.data import Dataset, Loader, Normalise
 from minires.devices.machine import keep_freed_memory
 from minires.functional import check_labels, cross_entropy
-from minires.nn import Module, forward_hook
+from minires.nn import Module, evaluation_mode, forward_hook
 from minires.tensor import Tensor, no_grad
 from minires.training.config import Config, open_data, read_about
 from minires.training.folder import lock_folder
@@ -121,17 +121,13 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean loss and accuracy (0..1) of `net` on uint8 `images` (N, 32, 32, 3), in evaluation mode."""
     keep_freed_memory()
-    device, was_training = device_of(net.parameters()[0].data), net.training
+    device = device_of(net.parameters()[0].data)
     batches = []  # read at the end: reading a number waits for the device
-    net.eval()
-    try:
-        with no_grad():
-            for x, y in Loader(images, labels, min(batch_size, len(images)), normalise=normalise).epoch():
-                logits = net(Tensor(to_device(x, device)))
-                targets = to_device(check_labels(y, logits.shape[1]), device)
-                batches.append((cross_entropy(logits, targets).data, count_correct(logits, targets), len(y)))
-    finally:  # for example after Ctrl-C in a notebook
-        net.train(was_training)
+    with evaluation_mode(net):
+        for x, y in Loader(images, labels, min(batch_size, len(images)), normalise=normalise).epoch():
+            logits = net(Tensor(to_device(x, device)))
+            targets = to_device(check_labels(y, logits.shape[1]), device)
+            batches.append((cross_entropy(logits, targets).data, count_correct(logits, targets), len(y)))
     loss_sum = sum(float(loss) * seen for loss, _, seen in batches)
     return loss_sum / len(labels), sum(int(correct) for _, correct, _ in batches) / len(labels)
 
