@@ -395,6 +395,13 @@ def test_train_eval_predict_and_show_by_command(fruit, tmp_path, monkeypatch, ca
     assert sorted(line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]) == ["apple", "pear"]
     assert status_of("data", "show", "fruit") == 0 and (tmp_path / "fruit.png").exists()
     assert status_of("train", "--resume", "run") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*") if path.is_file()}
+    (fruit / "pear" / "9.png").rename(tmp_path / "9.png")
+    write(fruit / "pear", ["9.png"], BLUE)
+    assert status_of("train", "--resume", "run") == 2
+    assert "run began with other training images than those of fruit as it is now" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in before}
+    (tmp_path / "9.png").replace(fruit / "pear" / "9.png")
 
     fruit.rename(tmp_path / "moved")
     capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,12 @@ class Dataset:
                     f"Dataset: {part}_labels: expected 0 to {len(names) - 1}, a number for each of the {len(names)} "
                     f"classes, got {labels.min()} to {labels.max()}"
                 )
+
+    def digest(self) -> str:
+        """The SHA-256 of the training images and labels, in hexadecimal digits."""
+        content = hashlib.sha256(np.ascontiguousarray(self.train_images).data)
+        content.update(np.ascontiguousarray(self.train_labels, "<i8").data)
+        return content.hexdigest()
 
 
 def _kind(value: object) -> str:
