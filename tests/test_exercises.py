@@ -5,11 +5,17 @@ An exercise that is not started is skipped; a wrong answer fails with a report. 
 
 import pytest
 
-from minires.course.exercises import all_exercises, report
+from minires.course.exercises import all_exercises, reports
 
 
 def marks(number: str, stem: str) -> list[pytest.MarkDecorator]:
     return [getattr(pytest.mark, stem[:4]), getattr(pytest.mark, f"ex{number.replace('.', '_')}")]
+
+
+@pytest.fixture(scope="module")
+def found(request):
+    """The reports on all exercises of this test run, a process for each chapter."""
+    return reports(item.callspec.params["number"] for item in request.session.items if item.path == request.path)
 
 
 @pytest.mark.parametrize(
@@ -19,9 +25,8 @@ def marks(number: str, stem: str) -> list[pytest.MarkDecorator]:
         for number, (stem, exercise) in all_exercises().items()
     ],
 )
-def test_exercise(number):
-    found = report(number)
-    if found.status == "not started":
+def test_exercise(number, found):
+    if found[number].status == "not started":
         pytest.skip(f"exercise {number} is not started")
-    if found.status == "wrong":
-        pytest.fail(found.text, pytrace=False)
+    if found[number].status == "wrong":
+        pytest.fail(found[number].text, pytrace=False)

@@ -450,6 +450,22 @@ def test_check_one_exercise(tmp_path, monkeypatch, capsys, status_of):
     assert capsys.readouterr().out == out
 
 
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)", "os.abort()"])
+def test_an_answer_that_ends_python_is_wrong(end, tmp_path, monkeypatch, capsys, status_of):
+    file = a_checkout(tmp_path, monkeypatch, solved=True) / "exercises" / "ch01_autograd.py"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("    z = np.tanh", f"    import os\n    {end}\n    z = np.tanh"), encoding="utf-8")
+    assert status_of("check", "1.4") == 1
+    out = capsys.readouterr().out.splitlines()
+    assert (
+        out[0].startswith("hint: Python ended in the middle of your answer") and "  chapters/exercises/ch01" in out[3]
+    )
+    assert out[3].endswith("the answer ended Python") and out[-1] == "next: python -m minires hint 1.4"
+    assert status_of("check", "1.3") == 0
+    file.write_text(f"import os\n{end}\n{text}", encoding="utf-8")
+    assert status_of("check", "1.3") == 1
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [
@@ -479,12 +495,24 @@ def test_hints_come_one_at_a_time(capsys, status_of):
     assert "    self.grad += (what self was multiplied with) * z.grad\n" in last and "More:" not in last
 
 
-def test_outside_a_checkout_the_packages_own_chapters_are_used(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_checks_come_from_the_package_and_never_from_the_folder_one_is_in(tmp_path, monkeypatch):
+    chapters = a_checkout(tmp_path, monkeypatch, folders=("checks", "exercises", "teacher/masters"))
+    for path in (chapters / "checks").glob("*.py"):  # checks that find every answer right
+        path.write_text("class Exercise:\n    number = name = title = '1.1'\n\n\nEXERCISES = [Exercise()]\n", "utf-8")
     assert exercises.chapters_folder() == CHAPTERS
+    assert [what.number for what in exercises.exercises_of("ch01_autograd")] == ["1.1", "1.2", "1.3", "1.4"]
+    stub = chapters / "exercises" / "ch01_autograd.py"
+    assert {grade.status for grade in grading.grade(stub)} == {"not started"}
+    assert exercises.report("1.2").status == "not started"
+    stub.write_text(solution("ch01_autograd"), encoding="utf-8")
+    assert {grade.status for grade in grading.grade(stub)} == {"solved"}
+    assert exercises.report("1.2").status == "solved"  # the answers are those of the folder one is in
+
+
+def test_a_package_without_chapters_says_how_to_install_it(tmp_path, monkeypatch):
     file = tmp_path / "site-packages" / "minires" / "course" / "exercises.py"
     monkeypatch.setattr(exercises, "__file__", str(file))
-    with pytest.raises(FileNotFoundError, match="run this in a checkout"):
+    with pytest.raises(FileNotFoundError, match="got none; run `pip install -e .` in a checkout"):
         exercises.chapters_folder()
 
 
@@ -513,6 +541,37 @@ def test_a_file_in_the_teachers_folder_does_not_hide_pythons_own(tmp_path, monke
     (tmp_path / "random.py").write_text("raise SystemExit", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert {grade.status for grade in grading.grade(Path("anna_ch01.py"))} == {"solved"}
+
+
+def test_what_is_graded_in_a_folder(tmp_path):
+    graded = ["ANNA_CH01.PY", "anna/ch01.py", "ben/answers.ipynb", "ben/deeper/ch02.py", "carl__ch01.py", "notes.ipynb"]
+    passed_over = [
+        ".ipynb_checkpoints/ch01-checkpoint.py",
+        "anna/.ipynb_checkpoints/answers-checkpoint.ipynb",
+        "__MACOSX/._ch01.py",
+        "__MACOSX/anna/ch01.py",
+        "anna/__pycache__/ch01.py",
+        "anna/._ch01.py",
+        "$RECYCLE.BIN/ch01.py",
+        ".venv/lib/ch01.py",
+        "anna/notes.txt",
+    ]
+    folder = tmp_path / ".term" / "handed in"  # what is above the folder doesn't matter
+    for name in graded + passed_over:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert grading.handed_in([folder]) == sorted(folder / name for name in graded)
+    assert grading.handed_in([folder / ".venv" / "lib" / "ch01.py"]) == [folder / ".venv" / "lib" / "ch01.py"]
+
+
+def test_a_folder_with_only_a_notebook_gets_a_line(tmp_path, capsys, status_of):
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "anna" / "ch01.ipynb").write_text("{}", encoding="utf-8")
+    assert status_of("grade", tmp_path) == 0
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'anna' / 'ch01.ipynb'}: not graded\n"
+        "       notebook      expected the Python file of chapters/exercises, got a notebook\n"
+    )
 
 
 def test_grading_a_folder(tmp_path, monkeypatch, capsys, status_of):
@@ -589,10 +648,10 @@ def test_no_solution_calls_what_its_master_does_not():
 
 
 def test_a_class_without_the_masters_has_no_notes(tmp_path, monkeypatch):
-    a_checkout(tmp_path, monkeypatch)
-    assert (
-        grading.library_calls("ch01_autograd", "tanh", "import torch\ndef tanh(x):\n    return torch.tanh(x)\n") == ""
-    )
+    source = "import torch\ndef tanh(x):\n    return torch.tanh(x)\n"
+    assert grading.library_calls("ch01_autograd", "tanh", source) == "calls torch.tanh"
+    monkeypatch.setattr(grading, "chapters_folder", lambda: a_checkout(tmp_path, monkeypatch))
+    assert grading.library_calls("ch01_autograd", "tanh", source) == ""
 
 
 def test_the_build_never_overwrites_answers(tmp_path, monkeypatch):

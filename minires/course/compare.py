@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from numbers import Integral, Real
 from typing import Any
 
@@ -67,7 +68,7 @@ def _compare_values(name: str, got: Any, expected: Any) -> None:
     if type(got) is not type(expected) and not is_truth:
         raise _wrong_type(name, got, kind(expected))
     if got != expected:
-        raise Mistake(f"it is {got!r}, expected {expected!r}", name)
+        raise Mistake(f"it is {reprlib.repr(got)}, expected {expected!r}", name)
 
 
 def _compare_numbers(name: str, got: Any, expected: Real, upstream: np.ndarray | None, rtol: float | None) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import copy
 import inspect
 import io
+import stat
 import sys
 import textwrap
 import types
@@ -30,9 +31,12 @@ import numpy as np
 
 from minires.course.compare import Mistake, compare, kind, unchanged
 from minires.course.hints import HINTS
+from minires.course.process import run_answers
 from minires.tensor import Tensor
 
 NOT_STARTED = "a part of it is not started: there is still a `raise NotImplementedError`"
+LARGEST_FILE = 10**6  # bytes
+MOST_PRINTED = 10_000  # characters that are kept of what an answer prints
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,20 @@ class Report(NamedTuple):
 
 
 def chapters_folder() -> Path:
-    """`chapters/` of the checkout around the working directory, or else of the one that contains this package."""
+    """`chapters/` of the checkout that contains this package. Checks never come from the folder you are in."""
+    folder = Path(__file__).parents[2] / "chapters"
+    if not (folder / "checks").is_dir():
+        raise FileNotFoundError(
+            f"expected the exercises' checks in {folder / 'checks'}, got none; run `pip install -e .` in a checkout"
+        )
+    return folder
+
+
+def _answers_folder() -> Path:
+    """The student's `exercises/`: in the checkout around the working directory, or else in that of this package."""
     here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).parents[2]):
-        if (folder / "chapters" / "checks").is_dir():
-            return folder / "chapters"
-    raise FileNotFoundError("no folder chapters/ with exercises found: run this in a checkout of minires")
+    around = (folder / "chapters" / "exercises" for folder in (here, *here.parents))
+    return next(filter(Path.is_dir, around), chapters_folder() / "exercises")
 
 
 def load(source: str, filename: str) -> dict[str, Any]:
@@ -105,6 +117,12 @@ def load(source: str, filename: str) -> dict[str, Any]:
 
 
 def read(path: Path) -> str:
+    """The text of a Python file. What is no file (a pipe, a device) or too large for one is refused unopened."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"expected a Python file, got a {'folder' if path.is_dir() else 'pipe or device'}: {path}")
+    if found.st_size > LARGEST_FILE:
+        raise OSError(f"expected a Python file of at most {LARGEST_FILE:,} bytes, got {found.st_size:,}: {path}")
     return path.read_text(encoding="utf-8-sig")  # Windows editors may write the three bytes of a BOM
 
 
@@ -156,10 +174,11 @@ def hint(number: str, stage: int = 1) -> None:
 def overview() -> str:
     """A line for each exercise: its size, and whether it is solved, not started or wrong."""
     exercises = [exercise for _, exercise in all_exercises().values()]
+    found = reports(exercise.number for exercise in exercises)
     width = max(len(exercise.title) for exercise in exercises)
     rows = [
         f"{exercise.number:6}{exercise.name:21}{exercise.title:{width}}  level {exercise.level}  "
-        f"{exercise.lines:2} line{'s' if exercise.lines > 1 else ' '}  {report(exercise.number).status}"
+        f"{exercise.lines:2} line{'s' if exercise.lines > 1 else ' '}  {found[exercise.number].status}"
         for exercise in exercises
     ]
     return "\n".join([*rows, "", "One exercise: python -m minires check 1.1   A hint: python -m minires hint 1.1"])
@@ -167,16 +186,48 @@ def overview() -> str:
 
 def report(number: str) -> Report:
     """The report on the answer in the student's file, chapters/exercises/chNN_topic.py."""
-    stem, exercise = find(number)
+    return reports([number])[number]
+
+
+def reports(numbers: Iterable[str]) -> dict[str, Report]:
+    """The report on each of these exercises."""
+    by_chapter: dict[str, list[Exercise]] = {}
+    for stem, exercise in map(find, numbers):
+        by_chapter.setdefault(stem, []).append(exercise)
+    return {
+        exercise.number: found
+        for stem, exercises in by_chapter.items()
+        for exercise, found in zip(exercises, _reports(stem, exercises), strict=True)
+    }
+
+
+def _reports(stem: str, exercises: list[Exercise]) -> list[Report]:
+    """The reports on the student's answers to exercises of one chapter, which run in a process of their own."""
     filename = f"chapters/exercises/{stem}.py"
     try:
-        source = read(chapters_folder() / "exercises" / f"{stem}.py")
+        source = read(_answers_folder() / f"{stem}.py")
     except (OSError, UnicodeError) as error:
-        return _report_wrong(exercise, Mistake(f"{filename} cannot be read: {error}", "your file"))
-    return check_source(exercise, source, filename)
+        mistake = Mistake(f"{filename} cannot be read: {error}", "your file")
+        return [_report_wrong(exercise, mistake) for exercise in exercises]
+    rows = run_answers(source, filename, stem, [exercise.number for exercise in exercises])
+    return [
+        Report(*row[:3]) if row.text else _report_wrong(exercise, Mistake(row.diagnosis, filename))
+        for exercise, row in zip(exercises, rows, strict=True)
+    ]
 
 
 # ---- the check
+
+
+class _Printed(io.StringIO):
+    """The start of what an answer prints, which may be endless. An answer can't close it."""
+
+    def write(self, text: str) -> int:
+        super().write(text[: max(0, MOST_PRINTED - self.tell())])
+        return len(text)
+
+    def close(self) -> None:
+        pass
 
 
 def check_source(exercise: Exercise, source: str, filename: str) -> Report:
@@ -185,12 +236,14 @@ def check_source(exercise: Exercise, source: str, filename: str) -> Report:
     Expected results are computed before any student code runs.
     """
     cases = [(words, args, exercise.reference(*copy.deepcopy(args))) for words, args in exercise.cases()]
-    printed = io.StringIO()
+    printed = _Printed()
     with contextlib.redirect_stdout(printed), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # NaN and infinity are found in the result
         try:
             answer = load(source, filename).get(exercise.name)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             mistake = Mistake(f"it cannot be loaded: {_describe(error, filename, source)}", "your file")
             return _report_wrong(exercise, mistake, printed=printed.getvalue())
         if not callable(answer):
@@ -229,7 +282,9 @@ def _mistake(
         if str(error) == f"exercise {exercise.number}":
             return Mistake(NOT_STARTED)
         return Mistake(f"it needs {error}, which is not started; use what minires has for it")
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return Mistake(f"it stops with {_describe(error, filename, source)}")
     return None
 
@@ -260,6 +315,7 @@ def _report_wrong(
         shown_lines = printed.splitlines()
         lines += ["  it printed:", *(f"    {line[:100]}" for line in shown_lines[:5])]
         lines += [f"  ... and {len(shown_lines) - 5} more lines"] if len(shown_lines) > 5 else []
+        lines += [f"  ... cut after {MOST_PRINTED:,} characters"] if len(printed) == MOST_PRINTED else []
     lines += ["", f"next: {_hint_command(exercise)}"]
     return Report("wrong", diagnosis, "\n".join(lines))
 

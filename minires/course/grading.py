@@ -5,24 +5,23 @@ from __future__ import annotations
 import ast
 import csv
 import io
-import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from minires.course.exercises import chapters_folder, check_source, exercises_of, read
+from minires.course.exercises import chapters_folder, exercises_of, read
+from minires.course.process import MEMORY, run_answers
+
+SYSTEM_FOLDERS = (".", "__", "$")  # how the names of folders start that no student made: .ipynb_checkpoints, __MACOSX
 
 
 class Grade(NamedTuple):
     """One line of a teacher's table.
 
     status and diagnosis are those of a report; status may also be "over time", "ended" (the answer ended Python),
-    "unreadable" or "no chapter". note: library calls that the master doesn't need.
+    "unreadable", "notebook" or "no chapter". note: library calls that the master doesn't need.
     """
 
     file: str
@@ -32,84 +31,61 @@ class Grade(NamedTuple):
     note: str = ""
 
 
-def grade_all(paths: Iterable[Path], seconds: float = 60) -> list[Grade]:
+def grade_all(paths: Iterable[Path], seconds: float = 60, memory: int = MEMORY) -> list[Grade]:
     """The grades of every file among `paths` and in the folders among them."""
     from tqdm import tqdm
 
     files = tqdm(handed_in(paths), desc="grade", unit="file", disable=None)  # no bar where stderr is no terminal
-    return [line for path in files for line in grade(path, seconds)]
+    return [line for path in files for line in grade(path, seconds, memory)]
 
 
 def handed_in(paths: Iterable[Path]) -> list[Path]:
-    """The Python files among `paths` and in the folders among them, sorted within each folder."""
+    """The Python files and notebooks among `paths` and in the folders among them, sorted within each folder.
+
+    Hidden files and folders are passed over, and those of the system.
+    """
     files: list[Path] = []
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"grade: {path} does not exist")
-        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        files += (
+            sorted(found for found in path.rglob("*") if _is_answer(found.relative_to(path)))
+            if path.is_dir()
+            else [path]
+        )
     if not files:
         raise ValueError("grade: expected Python files or folders with some, got none")
     return files
 
 
-def grade(path: Path, seconds: float = 60) -> list[Grade]:
+def _is_answer(path: Path) -> bool:
+    """Whether a path in a folder looks like something that a student handed in."""
+    hidden = path.name.startswith(".") or any(part.startswith(SYSTEM_FOLDERS) for part in path.parent.parts)
+    return path.suffix.lower() in (".py", ".ipynb") and not hidden
+
+
+def grade(path: Path, seconds: float = 60, memory: int = MEMORY) -> list[Grade]:
     """Grade one file: every exercise of its chapter, in a process of its own that is ended after `seconds`.
 
     The chapter is read from the file's name: anna_ch04.py. After an answer that takes too long or ends the process,
     a new process resumes with the next exercise.
     """
-    chapter = re.findall(r"ch\d\d", path.stem)
+    file = str(path)
+    if path.suffix.lower() == ".ipynb":
+        return [Grade(file, "", "notebook", "expected the Python file of chapters/exercises, got a notebook")]
+    chapter = re.findall(r"ch\d\d", path.stem.lower())
     stems = [p.stem for p in (chapters_folder() / "checks").glob(f"{chapter[-1]}_*.py")] if chapter else []
     if not stems:
-        return [Grade(str(path), "", "no chapter", "the file's name should contain its chapter, as in anna_ch04.py")]
+        return [Grade(file, "", "no chapter", "the file's name should contain its chapter, as in anna_ch04.py")]
     try:
-        read(path)
+        if path.is_symlink():
+            raise OSError("expected the file itself, got a link")
+        source = read(path)
     except (OSError, UnicodeError) as error:
-        return [Grade(str(path), "", "unreadable", str(error))]
+        return [Grade(file, "", "unreadable", str(error))]
     numbers = [exercise.number for exercise in exercises_of(stems[0])]
-    grades: list[Grade] = []
-    while len(grades) < len(numbers):
-        rows, problem = _grade_from(path, stems[0], numbers[len(grades)], seconds)
-        grades += [Grade(str(path), *row) for row in rows]
-        if len(grades) < len(numbers):
-            grades.append(Grade(str(path), numbers[len(grades)], *problem))
-    return grades
-
-
-def _grade_from(path: Path, stem: str, first: str, seconds: float) -> tuple[list[list[str]], tuple[str, str]]:
-    """Rows for the exercises from `first` on, graded in a new process; and the problem, should it end early."""
-    package, others = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{others}" if others else package}
-    code = "from minires.course.grading import _grade_here; _grade_here()"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # whatever an answer writes ends up here
-        results = Path(folder, "results.jsonl")
-        problem = "ended", "the answer ended Python"
-        try:
-            subprocess.run(
-                [sys.executable, "-P", "-c", code, str(path.resolve()), stem, first, str(results)],
-                env=environment,
-                timeout=seconds,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        except subprocess.TimeoutExpired:
-            problem = "over time", f"no result after {seconds:g} s: an endless loop?"
-        lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
-    return [json.loads(line) for line in lines], problem
-
-
-def _grade_here() -> None:
-    """The process for one file: it writes a line for each exercise as soon as it is graded."""
-    file, stem, first, results = sys.argv[1:]
-    source, exercises = read(Path(file)), exercises_of(stem)
-    notes = {exercise.number: library_calls(stem, exercise.name, source) for exercise in exercises}
-    os.chdir(Path(results).parent)
-    with open(results, "w", encoding="utf-8") as out:
-        for exercise in exercises[list(notes).index(first) :]:
-            report = check_source(exercise, source, file)
-            row = [exercise.number, report.status, report.diagnosis, notes[exercise.number]]
-            print(json.dumps(row), file=out, flush=True)
+    rows = run_answers(source, file, stems[0], numbers, seconds, memory)
+    return [Grade(file, number, row.status, row.diagnosis, row.note) for number, row in zip(numbers, rows, strict=True)]
 
 
 def as_csv(grades: Iterable[Grade]) -> str:
@@ -117,22 +93,30 @@ def as_csv(grades: Iterable[Grade]) -> str:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(Grade._fields)
-    table.writerows(grades)
+    table.writerows(map(_printable, grades))
     return out.getvalue()
 
 
 def as_table(grades: Iterable[Grade]) -> str:
     """Grades as text, a block per file: how many exercises are solved, and what is wrong with the others."""
     files: dict[str, list[Grade]] = {}
-    for line in grades:
+    for line in map(_printable, grades):
         files.setdefault(line.file, []).append(line)
     rows = []
     for file, lines in files.items():
-        rows.append(f"{file}: {sum(line.status == 'solved' for line in lines)} of {len(lines)} solved")
+        solved = f"{sum(line.status == 'solved' for line in lines)} of {len(lines)} solved"
+        rows.append(f"{file}: {solved if lines[0].exercise else 'not graded'}")
         for line in lines:
             details = "; ".join(filter(None, [line.diagnosis.split(". wrong for: ")[0], line.note]))
             rows.append(f"  {line.exercise:5}{line.status:12}  {details}".rstrip())
     return "\n".join([*rows, ""])
+
+
+def _printable(grade: Grade) -> Grade:
+    """Line ends, commands to a terminal and broken letters in names and messages, written out: "\\x1b"."""
+    return Grade(
+        *("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) for text in grade)
+    )
 
 
 # ---- library calls
@@ -150,7 +134,7 @@ def library_calls(stem: str, name: str, source: str) -> str:
         return ""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
     own = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     todo, seen = [name], set()

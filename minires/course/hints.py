@@ -38,6 +38,7 @@ HINTS = {
     "number (an epsilon, a step h) that is wrong or in the wrong place, for N - 1 instead of N.",
     "it cannot be loaded": "Python could not run your file to its end; it stopped at the line quoted below.",
     "it stops with RecursionError": "Python's own stack holds about 1,000 calls. Use a loop, with a list as the stack.",
+    "the answer ended Python": "Python ended in the middle of your answer, without an error. Look for os._exit.",
     "it stops with": "Python stopped at the line quoted below. Print shapes and values just before it.",
     "a part of it is not started": "There is still a `raise NotImplementedError` to replace in this exercise.",
 }
