@@ -30,7 +30,7 @@ from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).parents[1]
 NOT_FAST = ("torch", "strict", "conv2d_equals", "pooling_equals", "adjoint", "recursion", "memory_flat", "is_light")
-FAST = ["-m", "not gpu and not cupy and not slow", "-k", " and ".join(f"not {word}" for word in NOT_FAST)]
+FAST = ["-m", "not gpu and not cupy and not slow and not kill", "-k", " and ".join(f"not {word}" for word in NOT_FAST)]
 FAST_TESTS = {  # the tests most likely to notice come first
     "tensor.py": ["test_tensor.py", "test_operations.py"],
     "functional.py": ["test_operations.py"],
@@ -40,7 +40,7 @@ FAST_TESTS = {  # the tests most likely to notice come first
 }
 WIDE = [
     "-m",
-    "not gpu and not cupy and not slow",
+    "not gpu and not cupy and not slow and not kill",
     "-k",
     "not torch and not strict and (properties or extremes or nn or optim or _equals or adjoint)",
     "-p",

@@ -654,7 +654,6 @@ fit(config, out, resume, shapes10(70, 30))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.kill
 def test_killed_at_thirty_random_moments_the_run_ends_the_same(tmp_path):
     rng = random.Random(0)
