@@ -1,10 +1,12 @@
 """A run folder: nothing recorded is lost, nobody's files are deleted, and a run that is stopped can be resumed."""
 
 import errno
+import io
 import json
 import os
 import shutil
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from minires.paper import experiments
 from minires.paper.experiments import Training
 from minires.parallel import set_num_threads
 from minires.training import config as settings
+from minires.training import folder
 from minires.training import run as run_module
 from minires.training.checkpoint import CheckpointError, load_state, save_state
 from minires.training.config import Config, RunError, read_config
@@ -26,11 +29,11 @@ from minires.training.loop import fit
 from minires.training.run import Run, load_run
 from minires.training.signals import defer_signals, exit_status, stop_on_signals
 
-DATA = shapes10(70, 30)
-SETTINGS = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 3, "threads": 1}  # 4 steps an epoch
+DATA = shapes10(40, 20)
+SETTINGS = {"model": "resnet8", "width": 4, "batch_size": 16, "epochs": 3, "threads": 1}  # 2 steps an epoch
 SMALL = Config.from_recipe("fast", **SETTINGS)
 TRAIN = ["train", "resnet8", "--width", 4, "--batch-size", 16, "--epochs", 3, "--threads", 1, "--data", "shapes10"]
-STEPS_8_AND_12 = ["step-00000008.safetensors", "step-00000012.safetensors"]
+STEPS_4_AND_6 = ["step-00000004.safetensors", "step-00000006.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def assert_same_run(out, other):
     nets = [load_state(folder / "model.safetensors") for folder in (out, other)]
     assert nets[0][1] == nets[1][1]
     assert all(np.array_equal(array, nets[1][0][name]) for name, array in nets[0][0].items())
-    assert [path.name for path in checkpoints_in(out)] == STEPS_8_AND_12
+    assert [path.name for path in checkpoints_in(out)] == STEPS_4_AND_6
 
 
 def resume(out):
@@ -154,8 +157,8 @@ REFUSED = {
         "metrics.jsonl, line 1 is damaged",
     ),
     "checkpoints is a file": (checkpoints_are_a_file, f"checkpoints: {os.strerror(errno.ENOTDIR)}"),
-    "a checkpoint is a folder": (a_checkpoint_is_a_folder, "step-00000012.safetensors: expected a file, got a folder"),
-    "all are damaged": (all_damaged, "has no good checkpoint: .*step-00000012.safetensors: damaged"),
+    "a checkpoint is a folder": (a_checkpoint_is_a_folder, "step-00000006.safetensors: expected a file, got a folder"),
+    "all are damaged": (all_damaged, "has no good checkpoint: .*step-00000006.safetensors: damaged"),
     "another config.json": (another_config, "config.json is not the one that it was written with"),
     "no config.json": (lambda run: (run / "config.json").unlink(), "holds no run: config.json is missing"),
     "config.json is a folder": (
@@ -179,7 +182,7 @@ def test_what_can_not_be_resumed_ends_with_one_line_and_every_byte_as_before(wha
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOMEM])
-@pytest.mark.parametrize("name", ["checkpoints", *STEPS_8_AND_12, "metrics.jsonl", "config.json"])
+@pytest.mark.parametrize("name", ["checkpoints", *STEPS_4_AND_6, "metrics.jsonl", "config.json"])
 def test_what_can_not_be_read_just_now_is_reported_and_stays(name, error, run, monkeypatch):
     """Of two checkpoints, only the older is never looked at."""
     if name == "metrics.jsonl":
@@ -198,7 +201,7 @@ def test_what_can_not_be_read_just_now_is_reported_and_stays(name, error, run, m
     with monkeypatch.context() as patch:
         for method in ("open", "iterdir", "read_bytes", "read_text"):
             patch.setattr(Path, method, broken(getattr(Path, method)))
-        if name == STEPS_8_AND_12[0]:
+        if name == STEPS_4_AND_6[0]:
             fit(config, run, resume=True, dataset=DATA)
         else:
             with pytest.raises((OSError, FileError, RunError), match=os.strerror(error)):
@@ -230,7 +233,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(how, run, fin
     damaged = newest.read_bytes()
     assert len(resume(run)) == 3
     assert_same_run(run, finished)
-    assert capsys.readouterr().err.startswith("set aside a damaged checkpoint as step-00000012.safetensors.damaged: ")
+    assert capsys.readouterr().err.startswith("set aside a damaged checkpoint as step-00000006.safetensors.damaged: ")
     assert newest.with_name(f"{newest.name}.damaged").read_bytes() == damaged
 
 
@@ -268,7 +271,7 @@ def test_a_run_without_a_recorded_epoch_begins_again(rows, run, finished):
     assert_same_run(run, finished)
 
 
-@pytest.mark.parametrize("step", [8, 12])
+@pytest.mark.parametrize("step", [4, 6])
 def test_every_recorded_epoch_has_a_checkpoint_whatever_fails(step, finished, tmp_path, monkeypatch):
     """Each of the three files of an epoch's end can't be written, once."""
     for method in ("save_checkpoint", "save_model", "save_metrics"):
@@ -283,20 +286,20 @@ def test_every_recorded_epoch_has_a_checkpoint_whatever_fails(step, finished, tm
         with monkeypatch.context() as patch, pytest.raises(FileError, match="no space"):
             patch.setattr(Run, method, fail)
             fit(SMALL, run, dataset=DATA)
-        assert len(rows_of(run)) == step // 4 - 1 and checkpoints_in(run)
+        assert len(rows_of(run)) == step // 2 - 1 and checkpoints_in(run)
         resume(run)
         assert_same_run(run, finished)
 
 
 def test_a_net_that_is_not_finite_is_not_saved_over_a_good_one(tmp_path):
     def spoil(run):
-        if run.progress.step == 6:
+        if run.progress.step == 3:
             run.net.bn1.running_var[0] = np.nan  # no loss in training mode shows it
 
     config = Config.from_recipe("fast", **SETTINGS, checkpoint_minutes=0)
     with pytest.raises(CheckpointError, match="net.bn1.running_var holds NaN"):
         fit(config, tmp_path / "run", dataset=DATA, watch=spoil)
-    assert [path.name[5:13] for path in checkpoints_in(tmp_path / "run")] == ["00000005", "00000006"]
+    assert [path.name[5:13] for path in checkpoints_in(tmp_path / "run")] == ["00000002", "00000003"]
     assert all(load_state(path) for path in checkpoints_in(tmp_path / "run"))
 
 
@@ -349,25 +352,37 @@ def test_other_files_in_a_run_folder_stay(run, finished):
         "model.safetensors.old.tmp",
         "my.json.123.tmp",
         "checkpoints/best.safetensors",
-        "checkpoints/step-8.safetensors",
-        "checkpoints/step-00000004.safetensors.bak",
-        "checkpoints/step-00000008 (copy).safetensors",
+        "checkpoints/step-4.safetensors",
+        "checkpoints/step-00000002.safetensors.bak",
+        "checkpoints/step-00000004 (copy).safetensors",
         "checkpoints/.ipynb_checkpoints/x",
-        "checkpoints/best/step-00000004.safetensors",
+        "checkpoints/best/step-00000002.safetensors",
     ):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text(name, encoding="utf-8")
     own = {name: text for name, text in content_of(run).items() if name not in content_of(finished)}
     leftovers = ["config.json.7.tmp", "metrics.jsonl.7.tmp", "model.safetensors.7.tmp", "steps.jsonl.7.tmp"]
-    for name in [*leftovers, "checkpoints/step-00000008.safetensors.7.tmp"]:
+    for name in [*leftovers, "checkpoints/step-00000004.safetensors.7.tmp"]:
         (run / name).write_bytes(b"half")
     checkpoints_in(run)[-1].unlink()
     fit(read_config(run, checkpoint_minutes=0), run, resume=True, dataset=DATA)
     present = content_of(run)
     assert own.items() <= present.items()
-    newest = ["step-00000011.safetensors", "step-00000012.safetensors"]
+    newest = ["step-00000005.safetensors", "step-00000006.safetensors"]
     kept = {f"checkpoints/{name}" for name in newest} | {"config.json", "metrics.jsonl", "model.safetensors"}
     assert present.keys() - own.keys() == kept | {"checkpoints"}
+
+
+def test_only_exact_names_of_plain_files_are_deleted(tmp_path):
+    names = ["step-00000006.safetensors", "step-123456789.safetensors", "config.json.7.tmp", "curves.png.12345.tmp"]
+    others = ["step-12.safetensors", "step-00000006.safetensors.damaged", "config.json", "config.json.tmp", "a.7.tmp"]
+    for name in [*names, *others]:
+        (tmp_path / name).touch()
+        folder._delete(tmp_path / name)
+    assert sorted(content_of(tmp_path)) == sorted(others)
+    (tmp_path / names[0]).mkdir()
+    folder._delete(tmp_path / names[0])
+    assert (tmp_path / names[0]).is_dir()
 
 
 def test_the_last_checkpoints_go_with_their_folder_unless_others_use_it(run):
@@ -375,7 +390,7 @@ def test_the_last_checkpoints_go_with_their_folder_unless_others_use_it(run):
     delete_checkpoints(run, keep=1)
     assert {name for name in content_of(run) if "/" in name} == {
         "checkpoints/best.safetensors",
-        "checkpoints/step-00000012.safetensors",
+        "checkpoints/step-00000006.safetensors",
     }
     delete_checkpoints(run, keep=0)
     assert {name for name in content_of(run) if "/" in name} == {"checkpoints/best.safetensors"}
@@ -469,14 +484,14 @@ STOPPING = [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)]
 
 @pytest.fixture(params=STOPPING, ids=lambda stop: stop[0])
 def stop(request, monkeypatch):
-    """A signal that arrives during step 6, and the exit status that it leads to."""
+    """A signal that arrives during step 3, and the exit status that it leads to."""
     name, status = request.param
     if not hasattr(signal, name):
         pytest.skip(f"this system has no {name}")
     original = Run.is_checkpoint_due
 
     def received(self):
-        if self.progress.step == 6:
+        if self.progress.step == 3:
             monkeypatch.setattr(Run, "is_checkpoint_due", original)
             signal.raise_signal(getattr(signal, name))
         return original(self)
@@ -490,7 +505,7 @@ def test_a_signal_saves_the_step_and_the_run_ends_the_same(stop, finished, tmp_p
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         fit(SMALL, tmp_path / "run", dataset=DATA)
-    assert [path.name[5:13] for path in checkpoints_in(tmp_path / "run")] == ["00000004", "00000006"]
+    assert [path.name[5:13] for path in checkpoints_in(tmp_path / "run")] == ["00000002", "00000003"]
     assert signal.getsignal(number) == before
     resume(tmp_path / "run")
     assert_same_run(tmp_path / "run", finished)
@@ -502,6 +517,17 @@ def test_the_status_of_a_command_is_that_of_its_signal(stop, tmp_path, status_of
     assert capsys.readouterr().err == f"minires: stopped; resume with: {resume_command(tmp_path / 'run')}\n"
 
 
+def test_a_closed_terminal_keeps_neither_the_status_nor_the_step_back(stop, tmp_path, status_of, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    _, status = stop
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert status_of(*TRAIN, "--out", tmp_path / "run") == status
+    assert checkpoints_in(tmp_path / "run")[-1].name == "step-00000003.safetensors"
+
+
 def test_reproduce_stops_as_train_does(stop, tmp_path, status_of, monkeypatch, capsys):
     _, status = stop
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"first": {"resnet8": Training(SMALL, keep=True)}})
@@ -509,7 +535,7 @@ def test_reproduce_stops_as_train_does(stop, tmp_path, status_of, monkeypatch, c
     assert status_of("reproduce", "first", "--out", tmp_path) == status
     assert capsys.readouterr().err == "minires: stopped\n"
     run = tmp_path / "first" / "resnet8"
-    assert [path.name[5:13] for path in checkpoints_in(run)] == ["00000004", "00000006"]
+    assert [path.name[5:13] for path in checkpoints_in(run)] == ["00000002", "00000003"]
 
 
 def test_a_signal_that_is_ignored_stays_ignored(stop, finished, tmp_path):
