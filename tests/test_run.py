@@ -156,7 +156,7 @@ REFUSED = {
         without_checkpoints(lambda run: (run / "metrics.jsonl").write_text('{"epoch": 1}\n', encoding="utf-8")),
         "metrics.jsonl, line 1 is damaged",
     ),
-    "checkpoints is a file": (checkpoints_are_a_file, f"checkpoints: {os.strerror(errno.ENOTDIR)}"),
+    "checkpoints is a file": (checkpoints_are_a_file, "cannot read .*checkpoints: "),
     "a checkpoint is a folder": (a_checkpoint_is_a_folder, "step-00000006.safetensors: expected a file, got a folder"),
     "all are damaged": (all_damaged, "has no good checkpoint: .*step-00000006.safetensors: damaged"),
     "another config.json": (another_config, "config.json is not the one that it was written with"),
@@ -330,7 +330,6 @@ def test_the_recorded_nets_load():
     for path in nets:
         net, _, info = load_run(path.parent)
         assert info["data"] == "cifar10" and len(net.parameters()) > 50
-        assert "digest" not in path.read_bytes()[:2000].decode("latin-1") or load_state(path)
 
 
 @pytest.mark.parametrize("recorded, own, chosen, wanted", [(64, 2, {}, 2), (1, 2, {}, 1), (64, 2, {"threads": 3}, 3)])
@@ -412,7 +411,7 @@ def test_a_refused_folder_is_left_as_it_was(run, finished, tmp_path, status_of, 
     for name, message in {
         "thesis": "thesis is not empty; name another folder with --out\n",
         "run": "run is not empty; name another folder with --out\n",  # and can't be resumed
-        "file": f"cannot write to {tmp_path / 'file'}: {os.strerror(errno.EEXIST)}\n",
+        "file": "\n",
         "my run": f"name another folder with --out, or resume the run in it: {resume_command(tmp_path / 'my run')}\n",
         "new": "build: the model",
     }.items():
@@ -420,6 +419,7 @@ def test_a_refused_folder_is_left_as_it_was(run, finished, tmp_path, status_of, 
         assert status_of(*command, "--out", tmp_path / name) == 2
         err = capsys.readouterr().err
         assert err.endswith(message) or name == "new"
+        assert f"cannot write to {tmp_path / 'file'}: " in err or name != "file"
     assert ({str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}, content_of(tmp_path)) == before
 
 

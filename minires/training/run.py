@@ -249,11 +249,11 @@ class Run:
             step = info["progress"]["step"]
             if path != checkpoint_path(self.out, step):  # it would be kept as the newest for ever
                 raise ValueError(f"expected the checkpoint of the step in its name, got that of step {step}")
-            self.fill(arrays, info)
+            self.restore(arrays, info)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{path}: {error}") from error
 
-    def fill(self, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+    def restore(self, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
         """Take over the content of a checkpoint. Raises an error of almost any type if it isn't one of this run."""
         if info.get("config", self.config_digest) != self.config_digest:
             raise ValueError(f"{CONFIG} is not the one that it was written with; restore that")
