@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, TiffImagePlugin
+from PIL import Image, ImageDraw
 
 import minires as mr
 from minires.data import DataError, Dataset, load_pictures, read_image, shapes10
@@ -112,29 +112,34 @@ def test_the_longest_side_is_read(read):
     assert read(png(1, 65_500, 8, 0, b"\0\x07" * 65_500)).tolist() == np.full((32, 32, 3), 7).tolist()
 
 
-ODD_TAGS = {
-    "a rational as text": (0x011A, 2, b"seventy-two"),
-    "a comment as a float": (0x9286, 12, 1.5),
-    "GPS as a number": (0x8825, 3, 7),
-}
+def exif_of(*tags):
+    """EXIF data with tags (number, type, four bytes), as in a TIFF file; type 2 is text, 3 and 4 are integers."""
+    entries = b"".join(
+        struct.pack("<HHI", number, type_, 4 if type_ == 2 else 1) + value for number, type_, value in tags
+    )
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-@pytest.mark.parametrize("tag", ODD_TAGS)
+STORED = Image.new("RGB", (32, 32), RED)
+STORED.paste(BLUE, (0, 0, 16, 32))  # the left half
+
+
+@pytest.mark.parametrize(
+    "tag", [(0x011A, 2, b"72!\0"), (0x0213, 2, b"mid\0"), (0x0100, 2, b"400\0"), (0x8825, 3, b"\x07\0\0\0")]
+)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_an_odd_exif_tag_is_no_damage(tmp_path, kind, tag):
     """The orientation, 6, is followed: what is stored at the left is on top."""
-    number, type_, value = ODD_TAGS[tag]
-    info = TiffImagePlugin.ImageFileDirectory_v2()
-    info[0x0112] = 6
-    info.tagtype[number] = type_
-    info[number] = value
-    exif = b"Exif\0\0" + b"II*\0\x08\0\0\0" + info.tobytes(8)
-    stored = Image.new("RGB", (32, 32), RED)
-    stored.paste(BLUE, (0, 0, 16, 32))
     path = tmp_path / f"a.{kind.lower()}"
-    stored.save(path, kind, exif=exif)
+    STORED.save(path, kind, exif=exif_of((0x0112, 3, b"\x06\0\0\0"), tag))
     image = read_image(path).astype(int)
     assert np.abs(image[4:12] - BLUE).max() < 30 and np.abs(image[20:28] - RED).max() < 30
+
+
+@pytest.mark.parametrize("type_, value", [(2, b"six\0"), (3, b"\x09\0\0\0"), (4, b"\xff" * 4), (12, b"\xff" * 4)])
+def test_an_orientation_that_is_none_is_ignored(tmp_path, type_, value):
+    STORED.save(tmp_path / "a.png", exif=exif_of((0x0112, type_, value)))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(STORED))
 
 
 def test_metadata_that_cannot_be_read_are_ignored(tmp_path):
