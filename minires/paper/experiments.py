@@ -3,7 +3,7 @@
     python -m minires reproduce degradation         # or degradation/plain56, or all; with --budget HOURS
     python -m minires reproduce --tables            # only rebuild tables and figures from the recorded files
 
-Every run has a folder, results/EXPERIMENT/RUN. Besides `config.json` and `metrics.jsonl` (see training/folder.py) it holds
+Every run has a folder, results/EXPERIMENT/RUN. Besides what training/folder.py lists it holds
 
     sessions.jsonl    machine and versions, each time the run was started or resumed
     layers.jsonl      statistics of every layer after each epoch, if the experiment asks for them
