@@ -127,10 +127,10 @@ def train(
     data: Annotated[
         str | None,
         opt(
-            f"cifar10, shapes10, auto: CIFAR-10 if it is found {default_of('data')}, or a folder that holds a folder of "
-            "pictures (PNG, JPEG) for each class. The largest square in the middle of each picture is resized to 32x32 "
-            "pixels. For testing are those in test/ if there are train/ and test/ with such folders, or else a fifth of "
-            "each class, always the same."
+            f"cifar10, shapes10, auto: CIFAR-10 if it is found {default_of('data')}, or a folder that holds a folder "
+            "of pictures (PNG, JPEG) for each class. The largest square in the middle of each picture is resized to "
+            "32x32 pixels. For testing are those in test/ if there are train/ and test/ with such folders, or else a "
+            "fifth of each class, always the same. The defaults of few pictures are smaller batches and 400 steps."
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -213,6 +213,10 @@ def add_settings(options: dict[str, Any], settings: list[str]) -> dict[str, Any]
     if chosen.get("data") not in (None, "auto", "cifar10", "shapes10"):
         if "data_dir" in chosen:
             raise ValueError(f"--data-dir: expected none with the folder of pictures {chosen['data']}")
+        if not Path(chosen["data"]).expanduser().is_dir():
+            raise ValueError(
+                f"--data: expected auto, cifar10, shapes10 or a folder of pictures, got {chosen['data']!r}"
+            )
         chosen |= {"data": "pictures", "data_dir": chosen["data"]}
     if chosen.get("data_dir"):  # a run may be resumed from another folder
         chosen["data_dir"] = str(Path(chosen["data_dir"]).expanduser().absolute())

@@ -171,6 +171,9 @@ def test_predict_and_normalise_refuse_other_images(tmp_path, image):
     ) as error:
         mr.predict(run, [good, image])
     assert f"{image.dtype} {image.shape}" in str(error.value)
+    with pytest.raises(ValueError, match=r"images\[0\]: expected uint8 \(32, 32, 3\).* got uint8 \(32, 3\)"):
+        mr.predict(run, good)
+    assert mr.predict(run, [Image.fromarray(good)]) == mr.predict(run, [good])
     _, normalise, _ = mr.load_run(run)
     with pytest.raises(ValueError, match=r"Normalise: images: expected uint8 \(N, 32, 32, 3\), 0..255, got"):
         normalise(image[None])
@@ -351,7 +354,7 @@ def test_bad_pictures_are_named_at_most_ten_with_the_count(fruit):
         (lambda root: root.rmdir(), "no such folder"),
         (lambda root: [write(root / name, ["1.png"]) for name in "ab"], "a.1.png: expected two or more pictures"),
         (lambda root: [write(root / "a", ["1.png", "2.png"]), (root / "b").mkdir()], "b: no pictures in it"),
-        (lambda root: [write(root / f"a{k}\x07", ["1.png", "2.png"]) for k in range(2)], "class must be printable"),
+        (lambda root: [write(root / f"a{k}\u200b", ["1.png", "2.png"]) for k in range(2)], "class must be printable"),
     ],
 )
 def test_a_folder_that_holds_no_data_set(tmp_path, make, message):

@@ -30,7 +30,7 @@ def predict(
     net, normalise, info = load_run(Path(run))
     net.to(device).eval()
     predictions = []
-    for number, image in enumerate(images):
+    for number, image in enumerate(map(np.asarray, images)):
         if image.dtype != np.uint8 or image.shape != normalise.mean.shape:
             raise ValueError(
                 f"predict: images[{number}]: expected uint8 {normalise.mean.shape}, 0..255, as read_image returns it, "
