@@ -15,6 +15,7 @@ from minires.course.exercises import chapters_folder, exercises_of, read
 from minires.course.process import MEMORY, run_answers
 
 SYSTEM_FOLDERS = (".", "__", "$")  # how the names of folders start that no student made: .ipynb_checkpoints, __MACOSX
+A_DAY = 86_400  # seconds
 
 
 class Grade(NamedTuple):
@@ -35,6 +36,8 @@ def grade_all(paths: Iterable[Path], seconds: float = 60, memory: int = MEMORY) 
     """The grades of every file among `paths` and in the folders among them."""
     from tqdm import tqdm
 
+    if not 0 < seconds <= A_DAY:
+        raise ValueError(f"grade: expected a time limit from 0 to {A_DAY} seconds, got {seconds:g}; 60 is usual")
     files = tqdm(handed_in(paths), desc="grade", unit="file", disable=None)  # no bar where stderr is no terminal
     return [line for path in files for line in grade(path, seconds, memory)]
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 MEMORY = 4 * 2**30  # bytes that one process may fill (on Linux; macOS does not enforce it)
 FILE_SIZE = 2**26  # bytes of a file that an answer may write
 RESULTS = 2**22  # bytes of rows that are read
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread of BLAS reserves memory
 
 
 class Row(NamedTuple):
@@ -70,7 +71,7 @@ def _run(request: list[Any], seconds: float | None) -> tuple[dict[str, Row], Row
         paths = os.pathsep.join(filter(None, [str(copy), os.environ.get("PYTHONPATH")]))
         with subprocess.Popen(
             [sys.executable, "-P", str(copy / "minires" / "course" / "process.py")],
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**os.environ, "PYTHONPATH": paths, **ONE_THREAD},
             cwd=work,
             stdin=subprocess.PIPE,
             stdout=results,
