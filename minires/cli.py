@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from minires.files import output_path, printable
 from minires.training.config import PAPER_STEPS, RECIPES, Config
 from minires.training.signals import exit_status, stop_on_signals
 
@@ -32,6 +35,7 @@ UsageError: Any = typer.BadParameter.__base__  # an unknown command or option, o
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Errors are one line on stderr, with status 2; Ctrl-C ends with status 130, SIGTERM with 143."""
+    open_closed_streams()
     with stop_on_signals():
         _run(arguments)
 
@@ -53,11 +57,30 @@ def _run(arguments: list[str] | None) -> None:
         sys.exit(print_error("stopped", exit_status()))
 
 
+def open_closed_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr, as services are, empty ones.
+
+    Otherwise the next file that is opened gets the number of the closed one, and libraries write messages into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
 def print_error(message: str, status: int = 2) -> int:
     """Print a one-line message to stderr. Returns the exit status."""
     with suppress(OSError):  # a terminal that is closed, which is what SIGHUP says
-        print("minires:", " ".join(message.split()), file=sys.stderr)
+        print("minires:", printable(" ".join(message.split())), file=sys.stderr)
     return status
+
+
+def expand(paths: list[Path]) -> list[Path]:
+    """The files that patterns such as *.png mean, where the shell has not expanded them (on Windows)."""
+    found: list[Path] = []
+    for path in paths:
+        matches = [] if path.exists() else sorted(glob.glob(str(path)))
+        found += map(Path, matches) if matches else [path]
+    return found
 
 
 def opt(help: str) -> Any:
@@ -190,7 +213,7 @@ def train(
     if config.data == "auto" and dataset.source == "shapes10":
         print("CIFAR-10 not found, so this trains on Shapes-10; to download it: python -m minires data fetch")
     folder = resume or out or Path("runs", f"{config.model}-{dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    print(f"{config.model} on {dataset.name}, run folder {folder}", flush=True)
+    print(f"{config.model} on {dataset.name}, run folder {printable(folder)}", flush=True)
     try:
         rows = fit(config, folder, bool(resume), dataset)
     except KeyboardInterrupt:
@@ -246,7 +269,7 @@ def final_table(row: dict[str, float], folder: Path) -> str:
         f"{'':14}{'loss':>8}{'accuracy':>10}",
         f"{'training':14}{row['train_loss']:8.4f}{row['train_acc']:10.2%}",
         f"{TEST_SETS[test]:14}{row[f'{test}_loss']:8.4f}{row[f'{test}_acc']:10.2%}",
-        f"after epoch {row['epoch']}, step {row['step']:,}, {row['seconds'] / 60:.1f} minutes; see {folder}",
+        f"after epoch {row['epoch']}, step {row['step']:,}, {row['seconds'] / 60:.1f} minutes; see {printable(folder)}",
     ]
     return "\n".join(lines)
 
@@ -291,16 +314,17 @@ def predict_images(
     from minires.training.predict import predict
 
     check_device(device)
-    if plot and plot.resolve() in [path.resolve() for path in images]:
-        raise ValueError(f"--plot: expected a new file, got the image {plot}; it would be overwritten")
+    images = expand(images)
+    plot = plot and output_path(plot, ".png", images)
     pixels = [read_image(path) for path in images]
     predictions = predict(run, pixels, device=device or "cpu")
     for path, classes in zip(images, predictions, strict=True):
-        print(path, *(f"  {name:12} {p:6.1%}" for name, p in classes), sep="\n")
+        print(printable(path), *(f"  {printable(name):12} {p:6.1%}" for name, p in classes), sep="\n")
     if plot:
         from minires.plots import prediction
 
         prediction(pixels, [path.name for path in images], predictions, plot)
+        print(printable(plot))
 
 
 @app.command("summary")
@@ -313,6 +337,7 @@ def print_summary(
     from minires.resnet import IMAGENET, build
     from minires.summary import summarise
 
+    plot = plot and output_path(plot, ".png")
     net = build(model)
     size = 224 if model.removeprefix("pre") in IMAGENET else 32
     summary = summarise(net, (size, size, 3))
@@ -321,6 +346,7 @@ def print_summary(
         from minires.course.drawings import blocks
 
         blocks(net, plot)
+        print(printable(plot), file=sys.stderr if as_json else sys.stdout)  # JSON is read by programs
 
 
 @data_app.command()
@@ -342,9 +368,9 @@ def show(
     from minires.training.config import open_data
 
     dataset = open_data(name, data_dir) if name in ("cifar10", "shapes10") else open_data("pictures", name)
-    out = out or Path(f"{dataset.name}.png")
+    out = output_path(out or f"{dataset.name}.png", ".png", Path(name).rglob("*"))
     contact_sheet(dataset, out)
-    print(out)
+    print(printable(out))
 
 
 @app.command()
@@ -354,10 +380,13 @@ def plot(
 ) -> None:
     """Draw the training curves of one or several runs."""
     from minires.plots import curves
+    from minires.training.folder import METRICS
 
+    runs = expand(runs)
     out = out or (runs[0] / "curves.png" if len(runs) == 1 else Path("curves.png"))
+    out = output_path(out, ".png", [run / METRICS for run in runs])
     curves(runs, out)
-    print(out)
+    print(printable(out))
 
 
 @app.command()
@@ -368,11 +397,11 @@ def bench(
 ) -> None:
     """Time a training step on this machine, next to PyTorch's if it is installed."""
     from minires.devices.bench import compare
-    from minires.parallel import get_num_threads
-    from minires.resnet import build
+    from minires.parallel import get_num_threads, set_num_threads
 
-    build(model)  # an unknown name is an error before anything starts
-    print(compare(model, threads or get_num_threads(), rounds))
+    if threads is not None:
+        set_num_threads(threads)
+    print(compare(model, get_num_threads(), rounds))
 
 
 @app.command()
@@ -417,7 +446,7 @@ def grade(
     """Grade the answers of a class."""
     from minires.course.grading import as_csv, as_table, grade_all
 
-    grades = grade_all(files, seconds)
+    grades = grade_all(expand(files), seconds)
     print(as_csv(grades) if csv else as_table(grades), end="")
 
 
@@ -446,4 +475,4 @@ def reproduce_paper(
 
     if not tables and not reproduce(name, out, data_dir, float("inf") if budget is None else budget):
         print(f"the time budget of {budget:g} hours is used up; run the same command to continue")
-    print("rebuilt:", *rebuild(out))
+    print("rebuilt:", *[printable(path) for path in rebuild(out)] or ["nothing"])

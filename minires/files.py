@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,12 @@ class FileError(ValueError):
 
     def __init__(self, message: str):
         super().__init__("".join(c if c.isprintable() else " " for c in message))
+
+
+def printable(text: object) -> str:
+    r"""A text for a terminal or a picture: control characters, and bytes of a file's name that are no UTF-8, are
+    escaped, as \x1b and \udcff."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def output_path(path: FileName, suffix: str = "", inputs: Iterable[FileName] = ()) -> Path:
@@ -84,10 +90,10 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_rows(path: FileName, needs: str | None = None, drop_half_line: bool = False) -> list[dict[str, Any]]:
+def read_rows(path: FileName, needs: Sequence[str] = (), drop_half_line: bool = False) -> list[dict[str, Any]]:
     """The rows of a JSON Lines file, one JSON object a line; none if there is no such file.
 
-    needs: a name under which every row must hold a number. drop_half_line: ignore a last line without its line end that
+    needs: names under which every row must hold a number. drop_half_line: ignore a last line without its line end that
     can't be read, as a power cut leaves it. Raises FileError with file and line if a row is damaged, OSError if the
     file can't be read.
     """
@@ -101,10 +107,10 @@ def read_rows(path: FileName, needs: str | None = None, drop_half_line: bool = F
             row = json.loads(line)
         except (ValueError, RecursionError):  # deeply nested brackets
             row = None
-        if isinstance(row, dict) and (needs is None or _is_number(row.get(needs))):
+        if isinstance(row, dict) and all(_is_number(row.get(name)) for name in needs):
             rows.append(row)
         elif not (drop_half_line and number == len(lines) and not line.endswith(b"\n")):
-            content = f'an object with a number "{needs}"' if needs else "an object"
+            content = f"an object with the numbers {', '.join(needs)}" if needs else "an object"
             text = line[:40].decode(errors="backslashreplace").strip()
             raise FileError(
                 f"{path}, line {number} is damaged: expected {content} in JSON, got {text!r}; delete the line"

@@ -7,10 +7,9 @@ which colour-blind people can distinguish; line styles and markers repeat the di
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
-from math import ceil, nan
+from math import ceil, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,15 @@ from matplotlib.ticker import MaxNLocator
 
 from minires.backend import to_host
 from minires.data import Dataset
+from minires.files import FileError, output_path, printable, read_rows, write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 MARKERS = "os^Dv*P"
 INK = "#333333"
 TRAINING: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2, "markerfacecolor": "white"}
 TESTING: dict[str, Any] = {"linestyle": "-", "linewidth": 1.8}
+LARGEST = 1e100  # of a figure that is drawn; the axes' arithmetic overflows on much larger ones
+PLAIN: dict[str, Any] = {"parse_math": False}  # for names, in which a $ begins no formula
 MAX_IMAGES = 40  # more are too small to see in one figure
 
 
@@ -45,10 +47,15 @@ class NotebookFigure(Figure):
 
 
 def save(figure: NotebookFigure, path: str | Path | None) -> NotebookFigure:
-    """Write the figure to `path`, creating its folder, unless `path` is None. Returns the figure."""
+    """Write the figure to `path`, a PNG file if it has no suffix, unless `path` is None. Returns the figure.
+
+    Its folder is created. Raises FileError if the file can't be written, ValueError for a suffix of no picture format.
+    """
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        path, file = output_path(path, ".png"), BytesIO()
+        figure.savefig(file, format=path.suffix[1:])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, file.getvalue())
     return figure
 
 
@@ -88,6 +95,11 @@ def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], **style: A
     axes.plot(x, y, markersize=4, markevery=max(1, len(x) // 12), **_style(i), **style)
 
 
+def _names(names: Iterable[str]) -> list[str]:
+    """Names as they can be drawn."""
+    return [printable(name) for name in names]
+
+
 def _integer_axis(axes: Axes, xlabel: str) -> None:
     """Label an x axis that counts (epochs, steps, layers) and put its ticks at integers."""
     axes.set_xlabel(xlabel)
@@ -106,28 +118,22 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     file = Path(run) / "metrics.jsonl"
     if not file.is_file():
         raise FileNotFoundError(f"{run} has no metrics.jsonl; expected the folder of a run, after one epoch or more")
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # deeply nested brackets
-            row = None
-        if not _is_epoch(row):
-            raise ValueError(
-                f'{file}, line {number} is damaged: expected a JSON object with "epoch" and '
-                f"numbers, got {line[:40]!r}; delete the line to plot the rest"
-            )
-        rows.append(row)
+    rows = read_rows(file, ["epoch"])
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            if not _can_be_drawn(value) or (name == "epoch" and not isfinite(value)):
+                raise FileError(
+                    f"{file}, line {number} is damaged: {name}: expected a number up to {LARGEST:g}, "
+                    f"got {str(value)[:40]}; delete the line"
+                )
     if not rows:
-        raise ValueError(f"{file} is empty: the run has not finished its first epoch")
+        raise FileError(f"{file} is empty: the run has not finished its first epoch")
     return rows
 
 
-def _is_epoch(row: Any) -> bool:
-    """Whether a row is a JSON object with an epoch, in which every value is a number or null."""
-    if not isinstance(row, dict) or row.get("epoch") is None:
-        return False
-    return all(value is None or isinstance(value, int | float) for value in row.values())
+def _can_be_drawn(value: Any) -> bool:
+    """Whether a value is null or a number; NaN and infinity leave a gap in a line."""
+    return value is None or (isinstance(value, int | float) and not LARGEST < abs(value) < float("inf"))
 
 
 def curves(runs: str | Path | Sequence[str | Path], path: str | Path | None = None) -> NotebookFigure:
@@ -169,7 +175,11 @@ def _legend_above(figure: Figure, handles: Sequence[Line2D]) -> None:
     """Draw a legend in as many columns as fit into the figure's width."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     fit = int(11 * figure.get_figwidth()) // (6 + longest)
-    figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=max(1, min(fit, len(handles))))
+    names = _names(str(handle.get_label()) for handle in handles)
+    columns = max(1, min(fit, len(handles)))
+    legend = figure.legend(handles, names, loc="outside upper center", frameon=False, ncols=columns)
+    for text in legend.get_texts():
+        text.set(**PLAIN)
 
 
 def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
@@ -259,9 +269,9 @@ def contact_sheet(dataset: Dataset, path: str | Path | None = None, per_class: i
     figure = _figure(1.2 + 0.55 * per_class, 0.4 + 0.55 * classes)
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
-    axes.set_title(dataset.name)
+    axes.set_title(printable(dataset.name), **PLAIN)
     axes.set_xticks([])
-    axes.set_yticks([k * (h + gap) + h / 2 for k in range(classes)], dataset.classes)
+    axes.set_yticks([k * (h + gap) + h / 2 for k in range(classes)], _names(dataset.classes), **PLAIN)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return save(figure, path)
@@ -281,7 +291,7 @@ def gallery(
         axes.set_axis_off()
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(caption, fontsize=7, parse_math=False)
+        axes.set_title(caption, fontsize=7, **PLAIN)
     return save(figure, path)
 
 
@@ -322,12 +332,13 @@ def prediction(
         seen, bars = (figure.add_subplot(grid[i, j]) for j in range(2))
         seen.imshow(image, interpolation="nearest")
         seen.set_axis_off()
+        name = printable(name)
         short = name if len(name) <= 24 else f"{name[:11]}...{name[-10:]}"
-        seen.set_title(short, fontsize=8, parse_math=False)
+        seen.set_title(short, fontsize=8, **PLAIN)
         places, p = range(len(classes)), [probability for _, probability in classes]
         drawn = bars.barh(places, p, color=[COLOURS[0]] + [COLOURS[5]] * (len(p) - 1))
         bars.bar_label(drawn, [f"{100 * value:.1f} %" for value in p], padding=3, fontsize=8)
-        bars.set_yticks(places, [name for name, _ in classes])
+        bars.set_yticks(places, _names(name for name, _ in classes), **PLAIN)
         bars.invert_yaxis()
         bars.set_xlim(0, 1.15)  # leaves room for the label of a full bar
         bars.set_xticks([0, 0.25, 0.5, 0.75, 1])
@@ -354,8 +365,8 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | Path | None = Non
         axes.add_patch(Rectangle((j, i), 1, 1, facecolor=colour, edgecolor="#dddddd", linewidth=0.6, gid="cell"))
         if counts[i, j]:
             axes.text(j + 0.5, i + 0.5, str(counts[i, j]), ha="center", va="center_baseline", fontsize=8)
-    axes.set_xticks(np.arange(k) + 0.5, classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(np.arange(k) + 0.5, classes)
+    axes.set_xticks(np.arange(k) + 0.5, _names(classes), rotation=45, ha="right", rotation_mode="anchor", **PLAIN)
+    axes.set_yticks(np.arange(k) + 0.5, _names(classes), **PLAIN)
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
     return save(figure, path)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from minires.devices import machine
+from minires.resnet import IMAGENET, build
 
 PEERS = {  # name -> the package it needs
     "minires": "minires",
@@ -71,6 +72,9 @@ def quartiles(times: Sequence[float], reference: Sequence[float]) -> dict[str, f
 
 def compare(model: str = "resnet20", threads: int = 1, rounds: int = 5) -> str:
     """What `python -m minires bench` prints: a line for minires, and for each PyTorch layout if it is installed."""
+    if model in IMAGENET or not model.startswith(("resnet", "bottleneck")):
+        raise ValueError(f"bench: expected resnetN or bottleneckN for CIFAR-10, got {model}")
+    build(model)  # an unknown name is an error before anything starts
     job = Job(model=model, threads=threads)
     names = installed(["minires", "PyTorch", "PyTorch channels_last"])
     columns = in_turn([(name, job) for name in names], rounds)
@@ -109,6 +113,8 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env=env,
+            start_new_session=True,  # Ctrl-C reaches minires, which ends the worker, and not the worker
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
 
     def ask(self, question: str) -> float:

@@ -31,14 +31,14 @@ import numpy as np
 
 from minires.data import Dataset
 from minires.devices.machine import environment, peak_memory
-from minires.files import write_atomically
+from minires.files import FileError, read_rows, write_atomically
 from minires.functional import cross_entropy
 from minires.nn import Module, Sequential, forward_hook
 from minires.optim import SGD
 from minires.resnet import BasicBlock
 from minires.tensor import Tensor, no_grad
-from minires.training.config import CONFIG, Config, RunError, open_data, read_config
-from minires.training.folder import METRICS, MODEL, delete_checkpoints
+from minires.training.config import CONFIG, Config, RunError, open_data, read_about, read_config
+from minires.training.folder import METRICS, MODEL, checkpoints_in, delete_checkpoints
 from minires.training.loop import evaluate, fit
 from minires.training.run import Run, load_run
 
@@ -71,15 +71,27 @@ class Training:
     keep: bool = False
 
     def is_finished(self, out: Path) -> bool:
-        """Whether the run in this folder has done all its steps."""
-        rows = read_rows(out / METRICS) + read_rows(out / STEPS)
-        return bool(rows) and max(row["step"] for row in rows) >= (self.steps or read_json(out / CONFIG)["steps"])
+        """Whether the run in this folder has done all its steps. Raises FileError if what it recorded is damaged.
+
+        With a checkpoint, from which damaged epochs can be restored, the run is not finished instead.
+        """
+        steps = read_rows(out / STEPS, ["step"])
+        try:
+            rows = read_rows(out / METRICS, ["step"]) + steps
+        except FileError:
+            if checkpoints_in(out):
+                return False
+            raise
+        return bool(rows) and max(row["step"] for row in rows) >= (self.steps or steps_of(out))
 
     def run(self, out: Path, data: Callable[[], Dataset], deadline: float) -> None:
         """Start or resume the run, and train until it is finished or `time.monotonic()` passes the deadline.
 
-        Raises RunError if the folder holds a run with other settings, and what `fit` raises.
+        Raises RunError if the folder holds a run with other settings, FileError if what it recorded is damaged, and
+        what `fit` raises.
         """
+        for file in (SESSIONS, LAYERS):  # now, before anything is changed
+            read_rows(out / file, ["step"])
         resume = (out / CONFIG).exists()
         config = self.config_to_resume(out) if resume else self.config
         with suppress(StopRun):
@@ -220,10 +232,12 @@ def reproduce(
 ) -> bool:
     """Run what is unfinished of one run (`fast/resnet20`), of one experiment (`fast`), or of all.
 
-    After `hours`, the current run writes a checkpoint and stops, as it does on Ctrl-C.
+    hours: 0 or more, may be infinite. After them, the current run writes a checkpoint and stops, as it does on Ctrl-C.
     Returns True if everything that `name` stands for is finished. Raises ValueError for an unknown name, DataError if
-    CIFAR-10 is not found, and what `fit` raises.
+    CIFAR-10 is not found, FileError if recorded files are damaged, and what `fit` raises.
     """
+    if not hours >= 0:  # NaN too
+        raise ValueError(f"budget: expected 0 hours or more, got {hours}")
     runs = {f"{experiment}/{run}": kind for experiment, kinds in EXPERIMENTS.items() for run, kind in kinds.items()}
     chosen = [run for run in runs if name in ("all", run, run.partition("/")[0])]
     if not chosen:
@@ -249,16 +263,19 @@ def reproduce(
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a JSON Lines file, in place of rows of the same or later steps from a killed session."""
-    write_rows(path, [*(old for old in read_rows(path) if old["step"] < row["step"]), row])
+    write_rows(path, [*(old for old in read_rows(path, ["step"]) if old["step"] < row["step"]), row])
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file; none if there is no such file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def steps_of(out: Path) -> int:
+    """How many steps the run in this folder has in all. Raises RunError if its config is damaged."""
+    steps = read_about(out).get("steps")
+    if not isinstance(steps, int):
+        raise RunError(f"{out / CONFIG} cannot be read: expected the number of steps, got {steps!r}")
+    return steps
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -266,7 +283,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file. Raises FileError if it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged: expected JSON, got {error}") from None
 
 
 # ---- what is recorded besides the metrics

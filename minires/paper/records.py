@@ -6,7 +6,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from minires.paper.experiments import EXPERIMENTS, INIT_FROM, LAYERS, STEPS, read_json, read_rows
+from minires.files import FileError, read_rows
+from minires.paper.experiments import EXPERIMENTS, INIT_FROM, LAYERS, STEPS, read_json
 from minires.resnet import build
 from minires.summary import summarise
 from minires.training.config import CONFIG, PAPER_STEPS
@@ -18,12 +19,17 @@ MOMENTS = {"before training": 0, "after an epoch": 1, "at the end": -1}  # title
 
 
 class Record:
-    """What a run has recorded so far."""
+    """What a run has recorded so far. Raises FileError, with file and line, if that is damaged."""
 
     def __init__(self, out: Path):
         self.out, self.about = out, read_json(out / CONFIG)
+        if not (isinstance(self.about, dict) and self.about.keys() >= {"config", "steps"}):
+            raise FileError(f"{out / CONFIG} is damaged: expected an object with config and steps in JSON")
         self.config: dict[str, Any] = self.about["config"]
-        self.rows, self.layers, self.steps = (read_rows(out / file) for file in (METRICS, LAYERS, STEPS))
+        epoch = ["step", "epoch", "train_acc", "test_acc"] if "model" in self.config else ["step"]
+        self.rows = read_rows(out / METRICS, [*epoch, "train_loss"])
+        self.layers = read_rows(out / LAYERS)
+        self.steps = read_rows(out / STEPS, ["step", "lr", "train_loss", "train_acc", "seconds"])
         self.init_from: dict[str, Any] = read_json(out / INIT_FROM) if (out / INIT_FROM).exists() else {}
 
     def errors(self, part: str) -> list[float]:

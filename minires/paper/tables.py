@@ -319,6 +319,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
 # ---- rebuilding
 
 
+MARKED = re.compile(r"(<!-- table: (\S+) -->).*?(<!-- end -->)", re.DOTALL)
+
+
 def fill(page: str, results: Path) -> str:
     """The text of a page with each of its tables made again, and the table's figures below it."""
 
@@ -328,16 +331,26 @@ def fill(page: str, results: Path) -> str:
             raise ValueError(f"table: expected one of {', '.join(TABLES)}, got {name!r}")
         figures = FIGURES.get(name, {}).items()
         images = [f"![{caption}]({file})" for file, (caption, _) in figures if (results / file).exists()]
-        return "\n\n".join([mark[1], TABLES[name](results) or "Not run yet.", *images, mark[3]])
+        text = "\n\n".join([mark[1], TABLES[name](results) or "Not run yet.", *images, mark[3]])
+        return text.replace("\n", "\r\n") if "\r\n" in mark[0] else text
 
-    return re.sub(r"(<!-- table: (\S+) -->).*?(<!-- end -->)", table, page, flags=re.DOTALL)
+    return MARKED.sub(table, page)
 
 
 def rebuild(results: Path = Path("results")) -> list[Path]:
-    """Draw the figures again, and rewrite the tables of results/README.md and benchmarks/README.md."""
+    """Draw the figures again, and rewrite the tables of results/README.md and benchmarks/README.md.
+
+    Returns what was written. Of a page only the text between two marks changes; a page without any, or whose tables
+    are up to date, is left alone.
+    """
     done = draw(results)
     for page in (results / "README.md", results.parent / "benchmarks" / "README.md"):
-        if page.exists():
-            write_atomically(page, fill(page.read_text(encoding="utf-8"), results).encode())
-            done.append(page)
+        if page.is_file():
+            old = page.read_bytes().decode(
+                errors="surrogateescape"
+            )  # whatever the text around the tables is written in
+            new = fill(old, results)
+            if new != old:
+                write_atomically(page, new.encode(errors="surrogateescape"))
+                done.append(page)
     return done

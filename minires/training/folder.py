@@ -130,7 +130,7 @@ def can_resume(out: Path) -> bool:
 
 def recorded_rows(out: Path) -> list[dict[str, float]]:
     """The epochs that are recorded in `metrics.jsonl`. Raises FileError if it can't be read or they have been lost."""
-    rows = read_rows(out / METRICS, needs="step", drop_half_line=True)
+    rows = read_rows(out / METRICS, needs=["step"], drop_half_line=True)
     if not rows and (out / MODEL).exists():
         raise FileError(f"{out / METRICS}: expected the epochs that {MODEL} was trained for, got none; restore them")
     return rows
