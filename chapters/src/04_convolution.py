@@ -27,7 +27,6 @@ if importlib.util.find_spec("minires") is None:
 import inspect
 import json
 import time
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,6 +38,7 @@ from minires.course import drawings
 from minires.data import Loader, Normalise
 from minires.gradcheck import away_from_kinks
 from minires.optim import one_cycle
+from minires.paper.records import checkout
 from minires.parallel import split
 
 plots.notebook_style()
@@ -733,7 +733,7 @@ for name, t in live.items():
 # with more care, on the machine named in the title, and with PyTorch for comparison.
 
 # %% tags=["hide-input"]
-recorded = json.loads(Path("../benchmarks/ladder.json").read_text(encoding="utf-8"))
+recorded = json.loads(checkout("benchmarks/ladder.json").read_text(encoding="utf-8"))
 machine = recorded["machine"]
 heights = len(live), len(recorded["milliseconds"])
 figure, axes = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True, height_ratios=heights)

@@ -39,11 +39,11 @@ from minires.course import drawings
 from minires.data import Dataset, Normalise
 from minires.functional import subsample_and_pad
 from minires.paper import tables
-from minires.paper.records import records
+from minires.paper.records import checkout, records
 from minires.resnet import BasicBlock
 
 plots.notebook_style()
-results = Path("..", "results")  # what the long experiments have recorded
+results = checkout("results")  # what the long experiments have recorded
 
 # %% [markdown]
 # ## 1. One plus sign

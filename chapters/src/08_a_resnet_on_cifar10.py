@@ -26,7 +26,6 @@ if importlib.util.find_spec("minires") is None:
 import copy
 import json
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -41,11 +40,11 @@ from minires.optim import one_cycle
 from minires.paper import tables
 from minires.paper.experiments import EXPERIMENTS, layer_statistics
 from minires.paper.figures import by_layer
-from minires.paper.records import records
+from minires.paper.records import checkout, records
 from minires.training.config import PAPER_STEPS, RECIPES, schedule_of
 
 plots.notebook_style()
-RESULTS = Path("..") / "results"  # what was recorded on real CIFAR-10
+RESULTS = checkout("results")  # what was recorded on real CIFAR-10
 
 # %% [markdown]
 # ## 1. The recipe on one card
@@ -276,7 +275,7 @@ plt.show()
 # **Predict.** Which row varies most from seed to seed?
 
 # %%
-repeated = json.loads(Path("../benchmarks/small_recipes.json").read_text(encoding="utf-8"))
+repeated = json.loads(checkout("benchmarks/small_recipes.json").read_text(encoding="utf-8"))
 machine = repeated["machine"]
 print(f"recorded: Shapes-10, {machine['processor']}, NumPy {machine['versions']['numpy']}")
 print(f"{'test error (%)':18}{'mean':>6}{'spread':>8}   seeds {repeated['seeds'][0]} to {repeated['seeds'][-1]}")

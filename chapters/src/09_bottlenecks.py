@@ -37,6 +37,7 @@ from minires.course import drawings
 from minires.data import Loader, Normalise
 from minires.optim import one_cycle
 from minires.paper import tables
+from minires.paper.records import checkout
 from minires.resnet import BasicBlock, Bottleneck
 from minires.training.checkpoint import load_state
 
@@ -481,7 +482,7 @@ for epoch in range(epochs):
 # `shortcuts` for ResNet-20):
 
 # %%
-Markdown(tables.bottleneck(Path("..", "results")) or "Not recorded yet.")
+Markdown(tables.bottleneck(checkout("results")) or "Not recorded yet.")
 
 # %% [markdown]
 # Here, with few epochs (and one seed each), the bottleneck loses: more errors, and more time. It was not made for

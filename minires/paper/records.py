@@ -18,6 +18,16 @@ PARTS = {"training": "train", "test": "test"}  # title and key
 MOMENTS = {"before training": 0, "after an epoch": 1, "at the end": -1}  # title and row of layers.jsonl
 
 
+def checkout(name: str) -> Path:
+    """A folder or file of the checkout that minires comes from, as "results", whatever folder this runs in."""
+    path = Path(__file__).parents[2] / name
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path}; expected minires to be installed from its checkout: pip install -e ."
+        )
+    return path
+
+
 class Record:
     """What a run has recorded so far. Raises FileError, with file and line, if that is damaged."""
 
