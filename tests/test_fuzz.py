@@ -32,6 +32,7 @@ from minires.data import cifar10 as module
 from minires.nn import BatchNorm2d, Conv2d, Linear, Module
 from minires.training.checkpoint import CheckpointError, load_state, save_state
 from minires.training.config import Config, RunError, read_config
+from minires.training.folder import checkpoint_path
 from minires.training.loop import fit
 from minires.training.predict import predict
 from minires.training.run import Run, load_run
@@ -410,10 +411,11 @@ def test_checkpoints_with_damage(trained, tmp_path, data):
 @given(data=st.data())
 def test_checkpoints_that_lie_about_the_run(trained, tmp_path, data):
     arrays, info = data.draw(st.sampled_from(trained.states))
+    name = checkpoint_path(trained.out, info["progress"]["step"]).name
     info = data.draw(lying(info))
     if not isinstance(info, dict):
         info = {"progress": info}
-    run = resume(trained, tmp_path / str(next(FRESH)), "step-00000004.safetensors", (arrays, info))
+    run = resume(trained, tmp_path / str(next(FRESH)), name, (arrays, info))
     assert run is None or assert_valid_position(run) is None
 
 
@@ -428,7 +430,8 @@ def test_checkpoints_with_other_arrays(trained, tmp_path, data):
     if data.draw(st.booleans()):
         del changed[data.draw(st.sampled_from(sorted(arrays)))]
     fits = changed.keys() == arrays.keys() and shape == arrays[name].shape and other in ("f4", "f8")
-    run = resume(trained, tmp_path / str(next(FRESH)), "step-00000004.safetensors", (changed, info))
+    path = checkpoint_path(trained.out, info["progress"]["step"])
+    run = resume(trained, tmp_path / str(next(FRESH)), path.name, (changed, info))
     assert (run is not None) == fits
 
 

@@ -286,7 +286,8 @@ def test_the_command_prints_five_classes_a_picture_and_draws_them(tmp_path, run,
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
-    assert len(lines) == 12 and [lines[0], lines[6]] == [str(path) for path in paths]
+    assert len(lines) == 13 and [lines[0], lines[6]] == [str(path) for path in paths]
+    assert lines[12] == str(tmp_path / "plot.png")
     for k, path in enumerate(paths):
         p = softmax_of(run, read_image(path))
         best = [(CLASSES[i], f"{p[i]:.1%}") for i in np.argsort(-p)[:5]]
@@ -300,7 +301,7 @@ def test_the_command_never_overwrites_an_image(tmp_path, run, capsys, monkeypatc
     Image.fromarray(noise(40, 40)).save("a.png")
     before = (tmp_path / "a.png").read_bytes()
     assert status_of("predict", run.folder, "a.png", "--plot", tmp_path / "a.png") == 2
-    assert "it would be overwritten" in capsys.readouterr().err
+    assert "it would overwrite a.png" in capsys.readouterr().err
     assert (tmp_path / "a.png").read_bytes() == before
 
 

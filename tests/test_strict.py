@@ -403,6 +403,7 @@ def test_labels_are_checked_on_the_host_before_they_go_to_the_device(tmp_path):
 def small_data(monkeypatch):
     monkeypatch.setattr(config, "shapes10", lambda: shapes10(60, 20))
     monkeypatch.setattr(config, "find_cifar10", list)
+    monkeypatch.delenv("MINIRES_DATA", raising=False)
 
 
 def test_train_eval_predict_and_resume_run_on_it(status_of, small_data, tmp_path, capsys):

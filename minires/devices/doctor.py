@@ -222,6 +222,7 @@ def operations() -> dict[str, Operation]:
         return array_module(v.data).full(v.shape, value, v.dtype)
 
     x, same, channel, shift = normal(4, 6, 5, 8), normal(4, 6, 5, 8), normal(8), normal(8)
+    numbers = normal(3, 6)
     positive, rows, labels = np.abs(x) + 0.5, normal(6, 8), np.array([1, 0, 7, 7, 3, 2])
     return {
         "add": (lambda x, v: x + v, [x, channel]),
@@ -235,6 +236,7 @@ def operations() -> dict[str, Operation]:
         "neg": (lambda x: -x, [x]),
         "pow": (lambda x: x**1.5, [positive]),
         "matmul": (lambda x, y: x @ y, [x, normal(8, 3)]),
+        "rmatmul": (lambda x: numbers @ x, [rows]),
         "exp": (lambda x: x.exp(), [x]),
         "log": (lambda x: x.log(), [positive]),
         "sqrt": (lambda x: x.sqrt(), [positive]),
