@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from minires.backend import register_on_first_use
-from minires.conv import avg_pool2d, conv2d, global_avg_pool, max_pool2d
+from minires.conv import avg_pool2d, conv2d, conv_method, global_avg_pool, max_pool2d
 from minires.functional import cross_entropy, dropout, linear, log_softmax, relu
 from minires.gradcheck import GradientError, gradcheck
 from minires.norm import batch_norm, layer_norm
@@ -28,10 +28,12 @@ READING_ORDER = {  # a room may import only from those before it; one with a sla
     "tensor": "`Tensor`, the graph, the backward pass",
     "gradcheck": "finite differences, and what a wrong gradient looks like",
     "functional": "ReLU, softmax, cross-entropy, option A",
+    "winograd": "3x3 convolution with a quarter of the multiplications",
     "conv": "im2col, convolution, pooling",
     "norm": "batch norm and layer norm",
     "nn": "layers and their parameters",
     "resnet": "residual and plain blocks, and the nets",
+    "fold": "batch norm folded into convolutions, for inference",
     "optim": "SGD with momentum, learning-rate schedules",
     "summary": "what a net is made of",
     "files": "output names, atomic writes, digests, rows",
@@ -47,6 +49,7 @@ READING_ORDER = {  # a room may import only from those before it; one with a sla
 _ON_FIRST_USE = {  # what needs heavier libraries than NumPy
     "Config": "minires.training.config",
     "evaluate": "minires.training.loop",
+    "fold_batch_norm": "minires.fold",
     "fit": "minires.training.loop",
     "load_run": "minires.training.run",
     "load_torch_weights": "minires.training.weights",
@@ -68,6 +71,7 @@ __all__ = [
     "clip_grad_norm",
     "concatenate",
     "conv2d",
+    "conv_method",
     "cross_entropy",
     "dropout",
     "get_num_threads",

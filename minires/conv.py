@@ -12,12 +12,15 @@ operation that is easy to read (`conv2d_simple`), and as the same operation made
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
+from minires import winograd
 from minires.backend import Array, array_module
 from minires.parallel import over_batch, product, transposed_product
-from minires.tensor import Gradients, Tensor, check_tensors
+from minires.tensor import Gradients, Tensor, add_up, check_tensors
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -118,6 +121,8 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     size fits, with w rotated by 180 degrees and its channels in and out swapped. Row p of its columns holds the g of
     every output that pixel p takes part in, the last place of the kernel first, so (columns of g)^T x is dw with its
     places reversed: one im2col serves both.
+
+    3x3 kernels at stride 1 with many channels take another way, with a quarter of the multiplications: winograd.py.
     """
     _check_conv("conv2d", x, w, bias, stride, padding)
     (n, h, width, c), (kh, kw, _, f) = x.shape, w.shape
@@ -125,14 +130,29 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     xp, x_saved, w_saved = array_module(x.data), x.saved, w.saved
     w_matrix = w_saved.reshape(-1, f)  # (KH*KW*C, F)
     out = xp.empty((n, oh, ow, f), x.dtype)
+    by_winograd = _winograd_pays(x, w, stride)
+
+    bias_row = None if bias is None else xp.broadcast_to(bias.data, (ow, f)).reshape(-1)  # long, as adding is fast then
+
+    def add_bias(out: Array) -> None:
+        if bias_row is not None:
+            rows = out.reshape(-1, ow * f)
+            rows += bias_row
 
     def forward(images: Array, out: Array) -> None:  # a few of x, and their part of `out`
         product(_im2col(images, kh, kw, stride, padding), w_matrix, out)
+        add_bias(out)
 
-    over_batch(forward, x_saved, out, item_bytes=oh * ow * kh * kw * c * out.itemsize)
+    if by_winograd:
+        winograd.convolve(x_saved, w_saved, padding, out, add_bias)
+    else:
+        over_batch(forward, x_saved, out, item_bytes=oh * ow * kh * kw * c * out.itemsize)
 
     def backward(grad: Array) -> Gradients:
         dx = xp.empty(x.shape, x.dtype) if x.requires_grad else None
+        dbias = () if bias is None else (add_up(grad, (0, 1, 2)),)
+        if by_winograd:
+            return dx, winograd.gradients(grad, x_saved, w_saved, padding, dx), *dbias
         w_rotated = w_saved[::-1, ::-1].swapaxes(2, 3).reshape(-1, c)  # (KH*KW*F, C)
 
         def gradients(g: Array, images: Array, dx: Array | None) -> Array:  # writes dx, returns dw (KH*KW*C, F)
@@ -149,11 +169,33 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
         # one padding of g, kh - 1 - padding, must suit both axes and not be negative
         if dx is not None and stride == 1 and kh == kw and padding < kh:
             dw = over_batch(gradients_at_stride_1, grad, x_saved, dx, item_bytes=item_bytes)
-            return dx, dw.reshape(kh, kw, f, c)[::-1, ::-1].swapaxes(2, 3)
-        return dx, over_batch(gradients, grad, x_saved, dx, item_bytes=item_bytes).reshape(w.shape)
+            return dx, dw.reshape(kh, kw, f, c)[::-1, ::-1].swapaxes(2, 3), *dbias
+        return dx, over_batch(gradients, grad, x_saved, dx, item_bytes=item_bytes).reshape(w.shape), *dbias
 
-    y = Tensor.from_op(out, (x, w), backward, "conv2d")
-    return y if bias is None else y + bias
+    return Tensor.from_op(out, (x, w) if bias is None else (x, w, bias), backward, "conv2d")
+
+
+WINOGRAD_CHANNELS = 32  # with fewer, copying tiles takes longer than the multiplications that it saves
+_method = threading.local()
+
+
+@contextmanager
+def conv_method(name: str) -> Iterator[None]:
+    """`with conv_method("im2col"):` makes `conv2d` use im2col always, in this thread; "auto", the default, uses
+    Winograd's algorithm where that is faster."""
+    if name not in ("auto", "im2col"):
+        raise ValueError(f'conv_method: expected "auto" or "im2col", got {name!r}')
+    before = getattr(_method, "name", "auto")
+    _method.name = name
+    try:
+        yield
+    finally:
+        _method.name = before
+
+
+def _winograd_pays(x: Tensor, w: Tensor, stride: int) -> bool:
+    fits = w.shape[:2] == (3, 3) and stride == 1 and len(x) > 0
+    return fits and min(w.shape[2:]) >= WINOGRAD_CHANNELS and getattr(_method, "name", "auto") == "auto"
 
 
 _scratch = threading.local()
@@ -190,24 +232,36 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     _check_window("max_pool2d", x, kernel, kernel, stride, padding)
     if padding > kernel // 2:
         raise ValueError(f"max_pool2d: padding may be at most half the kernel, {kernel // 2}, got {padding}")
-    xp = array_module(x.data)
-    padded = pad2d(x.data, padding, -xp.inf)
+    xp, (n, h, w, c) = array_module(x.data), x.shape
     offsets = _offsets(x.shape, kernel, stride, padding)
-    shape, out = padded.shape, padded[offsets[0]]
-    oh, ow = out.shape[1:3]
+    oh, ow = output_size(h, kernel, stride, padding), output_size(w, kernel, stride, padding)
+    out, winner = xp.empty((n, oh, ow, c), x.dtype), xp.empty((n, oh, ow, c), np.int16)
     # the largest's place i * kernel + j in its patch; at first the first one that is not in the border
     i, j = (xp.maximum(padding - stride * xp.arange(size), 0) for size in (oh, ow))
-    winner = xp.broadcast_to((i[:, None] * kernel + j)[:, :, None], out.shape)
-    for k, rows_columns in enumerate(offsets):
-        view = padded[rows_columns]
-        higher = (view > out) | (xp.isnan(view) & ~xp.isnan(out))
-        out, winner = xp.where(higher, view, out), xp.where(higher, k, winner)
+    first = (i[:, None] * kernel + j)[:, :, None]
+
+    def forward(images: Array, out: Array, winner: Array) -> None:
+        padded = pad2d(images, padding, -xp.inf)
+        out[...], winner[...] = padded[offsets[0]], first
+        for k, rows_columns in enumerate(offsets[1:], start=1):
+            view = padded[rows_columns]
+            higher = ~(view <= out) & (out == out)  # also where NaN is met for the first time
+            xp.maximum(out, view, out=out)  # is NaN if one of both is
+            winner += higher * (np.int16(k) - winner)
+
+    over_batch(forward, x.data, out, winner, item_bytes=6 * h * w * c * x.data.itemsize)
 
     def backward(grad: Array) -> Gradients:
-        dx = xp.zeros(shape, grad.dtype)
-        for k, rows_columns in enumerate(offsets):
-            dx[rows_columns] += grad * (winner == k)
-        return (_inside(dx, padding),)
+        dx = xp.empty(x.shape, grad.dtype)
+
+        def gradient(grad: Array, winner: Array, dx: Array) -> None:
+            padded = xp.zeros((len(dx), h + 2 * padding, w + 2 * padding, c), dx.dtype)
+            for k, rows_columns in enumerate(offsets):
+                padded[rows_columns] += grad * (winner == k)
+            dx[...] = _inside(padded, padding)
+
+        over_batch(gradient, grad, winner, dx, item_bytes=6 * h * w * c * dx.itemsize)
+        return (dx,)
 
     return Tensor.from_op(out, (x,), backward, "max_pool2d")
 

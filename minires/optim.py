@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from minires import kernels
 from minires.backend import Array, array_module
+from minires.parallel import over_elements
 from minires.tensor import Tensor, check_tensors
 
 Schedule = Callable[[int], float]  # step, counted from 0 -> learning rate
@@ -48,7 +49,15 @@ class SGD:
             if p.grad is None:
                 continue
             decay = self.weight_decay if self.decay_bias_and_norm or p.ndim > 1 else 0.0
-            kernels.sgd(p.data, v, p.grad, float(self.lr), self.momentum, decay or None, self.nesterov or None)
+            self._update(p.data, v, p.grad, decay or None)
+
+    def _update(self, p: Array, v: Array, g: Array, decay: float | None) -> None:
+        lr, momentum, nesterov = float(self.lr), self.momentum, self.nesterov or None
+
+        def update(p: Array, v: Array, g: Array) -> None:
+            kernels.sgd(p, v, g, lr, momentum, decay, nesterov)
+
+        over_elements(update, p, v, g)
 
     def zero_grad(self) -> None:
         """Forget the gradients, so that the next backward pass starts from zero."""

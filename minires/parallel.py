@@ -13,6 +13,7 @@ A GPU is parallel by itself: there the function is called once, with the whole b
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -33,21 +34,22 @@ MIN_PARALLEL_BYTES = 128 * 1024  # less than this is not worth waking another th
 MIN_CHUNKS = 8  # more than most machines have cores
 
 
-def over_batch(function: Callable[..., Array | None], *arrays: Array, item_bytes: int = 0) -> Array:
+def over_batch(function: Callable[..., Array | None], *arrays: Array, item_bytes: int = 0, min_items: int = 1) -> Array:
     """Call `function` on a few items of the batch at a time, on every thread, until all are done.
 
     arrays: what `function` takes, all with the batch as their first axis (None is passed on as it is).
     item_bytes: the memory that `function` needs for an item; by default the size of an item in all arrays.
+    min_items: the fewest items that are worth a call.
 
     Returns the sum of what `function` returns, added in the batch's order, or None. Chunks depend on the arrays alone,
     so the result is the same, bit for bit, for any number of threads. BLAS is limited to one thread in each of ours.
-    `function` must not call `over_batch` itself.
+    Inside `function`, another `over_batch` has this thread alone, unless there was only one chunk.
     """
     first = arrays[0]
     if array_module(first) is not np or first.ndim == 0:
         return function(*arrays)
     item_bytes = item_bytes or sum(a[:1].nbytes for a in arrays if a is not None)
-    chunks = split(len(first), item_bytes)
+    chunks = split(len(first), item_bytes, min_items)
     todo, results = deque(enumerate(chunks)), [None] * len(chunks)
 
     def work() -> None:
@@ -62,14 +64,24 @@ def over_batch(function: Callable[..., Array | None], *arrays: Array, item_bytes
     return None if results[0] is None else reduce(np.add, results)
 
 
-def split(n: int, item_bytes: int) -> list[slice]:
-    """`n` items as slices of at most CHUNK_BYTES (or one item), as few and as even as possible; but at least
+def split(n: int, item_bytes: int, min_items: int = 1) -> list[slice]:
+    """`n` items as slices of at most CHUNK_BYTES (or `min_items`), as few and as even as possible; but at least
     MIN_CHUNKS of them where there is enough work, so that threads can share."""
     most = max(1, CHUNK_BYTES // max(1, item_bytes))  # items in a slice; an item may have no bytes
     count = max(1, -(-n // most), min(n, MIN_CHUNKS, n * item_bytes // MIN_PARALLEL_BYTES))
+    count = min(count, max(1, n // min_items))
     size, longer = divmod(n, count)  # the first `longer` slices have one item more
     edges = [size * i + min(i, longer) for i in range(count + 1)]
     return [slice(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False)]
+
+
+def over_elements(function: Callable[..., None], *arrays: Array) -> None:
+    """Call `function`, which works on each element by itself, on a part of the elements at a time. The arrays have one
+    shape."""
+    if array_module(arrays[0]) is np and all(a.flags.c_contiguous for a in arrays):
+        over_batch(function, *[a.reshape(-1) for a in arrays])
+    else:
+        function(*arrays)
 
 
 def add(a: Array, b: Array) -> Array:
@@ -87,6 +99,24 @@ def add(a: Array, b: Array) -> Array:
 
 
 # ---- matrix products ------------------------------------------------------------------------------------------------
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """a @ b, shared among threads by the rows of `a` if `b` is a matrix."""
+    xp = array_module(a)
+    if xp is not np:
+        return a @ b
+    if b.ndim > 2:
+        with one_blas_thread():
+            return a @ b
+    out = np.empty((*a.shape[:-1], b.shape[1]), a.dtype)
+
+    def forward(a: Array, out: Array) -> None:
+        np.matmul(a, b, out=out)
+
+    over_batch(forward, a, out, min_items=MIN_BLOCK if a.ndim == 2 else 1)
+    return out
+
 
 UNPACKED_PRODUCT = 1_000_000  # multiply-adds of a product whose operands OpenBLAS need not pack
 MIN_BLOCK = 64  # rows
@@ -154,8 +184,14 @@ def set_num_threads(n: int) -> None:
 
 
 def in_threads(work: Callable[[], object], n: int) -> None:
-    """Call `work()` in `n` threads at once, this one included; return when all calls have returned."""
-    with one_blas_thread():
+    """Call `work()` in `n` threads at once, this one included; return when all calls have returned.
+
+    Inside such a call this thread does all the work: the others are busy.
+    """
+    if getattr(_this_thread, "shares", False):
+        work()
+        return
+    with one_blas_thread(), _sharing(n > 1):
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         for _ in range(n - 1):  # a copy of the context carries np.errstate into the other threads
             _job_queue().put((copy_context(), work, done))
@@ -165,6 +201,31 @@ def in_threads(work: Callable[[], object], n: int) -> None:
             failures = [failure for failure in (done.get() for _ in range(n - 1)) if failure]
         if failures:
             raise failures[0]
+
+
+_this_thread = threading.local()
+
+
+@contextmanager
+def _sharing(shares: bool) -> Iterator[None]:
+    _this_thread.shares = shares
+    try:
+        yield
+    finally:
+        _this_thread.shares = False
+
+
+def scratch(name: str, shape: tuple[int, ...], like: Array) -> Array:
+    """Memory for an array of this shape, with the dtype and device of `like`; valid until this thread asks for the same
+    name again. To allocate memory, and touch it for the first time, takes as long as to work on it."""
+    xp = array_module(like)
+    if xp is not np:
+        return xp.empty(shape, like.dtype)
+    size = math.prod(shape)
+    buffers = vars(_this_thread).setdefault("buffers", {})
+    if len(buffers.get((name, like.dtype), ())) < size:
+        buffers[name, like.dtype] = np.empty(size, like.dtype)
+    return buffers[name, like.dtype][:size].reshape(shape)
 
 
 def _job_queue() -> SimpleQueue[Any]:
@@ -183,6 +244,7 @@ def _job_queue() -> SimpleQueue[Any]:
 
 
 def _worker(jobs: SimpleQueue[Any]) -> None:
+    _this_thread.shares = True
     for context, work, done in iter(jobs.get, None):
         try:
             context.run(work)

@@ -302,11 +302,11 @@ class Tensor:
         a, b = x.saved, y.saved
 
         def backward(grad: Array) -> Gradients:
-            dx = unbroadcast(grad @ b.swapaxes(-1, -2), a.shape) if x.requires_grad else None
-            dy = unbroadcast(a.swapaxes(-1, -2) @ grad, b.shape) if y.requires_grad else None
+            dx = unbroadcast(parallel.matmul(grad, b.swapaxes(-1, -2)), a.shape) if x.requires_grad else None
+            dy = unbroadcast(parallel.matmul(a.swapaxes(-1, -2), grad), b.shape) if y.requires_grad else None
             return dx, dy
 
-        return Tensor.from_op(x.data @ y.data, (x, y), backward, "matmul")
+        return Tensor.from_op(parallel.matmul(x.data, y.data), (x, y), backward, "matmul")
 
     def __rmatmul__(self, other: Any) -> Tensor:
         return Tensor(self._numbers(other, "matmul")) @ self
