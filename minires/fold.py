@@ -12,7 +12,7 @@ from copy import deepcopy
 
 from minires.kernels import fold_into_scale_and_shift
 from minires.nn import BatchNorm2d, Conv2d, Identity, Module, forward_hook
-from minires.tensor import Node, Tensor, grad_enabled, topological_order
+from minires.tensor import Node, Tensor, grad_mode, topological_order
 
 
 def fold_batch_norm(net: Module, x: Tensor) -> Module:
@@ -21,8 +21,6 @@ def fold_batch_norm(net: Module, x: Tensor) -> Module:
     x: a batch that the net accepts, of one image or more. Which batch norm reads which convolution is seen in the graph
     of net(x). The copy is in evaluation mode, and not made to be trained. `net` is unchanged.
     """
-    if not grad_enabled():
-        raise RuntimeError("fold_batch_norm: expected a call outside of no_grad(): it needs the graph of net(x)")
     net = deepcopy(net).eval()
     for conv, norm in _pairs(net, x):
         statistics = norm.running_mean, norm.running_var
@@ -43,7 +41,7 @@ def _pairs(net: Module, x: Tensor) -> list[tuple[Conv2d, BatchNorm2d]]:
         if out.node:
             made.append((module, out.node))
 
-    with forward_hook(net, note):
+    with grad_mode(True), forward_hook(net, note):
         out = net(Tensor(x.data, requires_grad=True))
     assert out.node
     readers = Counter(parent for node in topological_order(out.node) for parent in node.parents)

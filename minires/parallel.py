@@ -157,6 +157,7 @@ _num_threads = 0  # 0: not set
 _jobs: SimpleQueue[Any] | None = None  # what the workers wait for
 _blas = ThreadpoolController()
 _blas_lock = threading.RLock()
+_this_thread = threading.local()  # .shares: it works for `in_threads`; .buffers: its scratch arrays
 
 
 def get_num_threads() -> int:
@@ -191,28 +192,18 @@ def in_threads(work: Callable[[], object], n: int) -> None:
     if getattr(_this_thread, "shares", False):
         work()
         return
-    with one_blas_thread(), _sharing(n > 1):
+    with one_blas_thread():
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         for _ in range(n - 1):  # a copy of the context carries np.errstate into the other threads
             _job_queue().put((copy_context(), work, done))
+        _this_thread.shares = n > 1
         try:
             work()
         finally:  # also when this thread's call fails: no other one may outlive us
+            _this_thread.shares = False
             failures = [failure for failure in (done.get() for _ in range(n - 1)) if failure]
         if failures:
             raise failures[0]
-
-
-_this_thread = threading.local()
-
-
-@contextmanager
-def _sharing(shares: bool) -> Iterator[None]:
-    _this_thread.shares = shares
-    try:
-        yield
-    finally:
-        _this_thread.shares = False
 
 
 def scratch(name: str, shape: tuple[int, ...], like: Array) -> Array:

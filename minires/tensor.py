@@ -39,8 +39,15 @@ def grad_enabled() -> bool:
 @contextmanager
 def no_grad() -> Iterator[None]:
     """Compute without recording a graph: `with no_grad(): ...`, or `@no_grad()` above a function."""
+    with grad_mode(False):
+        yield
+
+
+@contextmanager
+def grad_mode(enabled: bool) -> Iterator[None]:
+    """Whether operations in this thread record a graph, until the end of the `with` block."""
     before = grad_enabled()
-    _mode.enabled = False
+    _mode.enabled = enabled
     try:
         yield
     finally:
@@ -333,7 +340,8 @@ class Tensor:
         kept = _kept_shape(shape, axis, "sum")
 
         def backward(grad: Array) -> Gradients:
-            return (xp.broadcast_to(grad.reshape(kept), shape),)
+            # a copy: BLAS can't read an array in which numbers are repeated, and a product would be 30 times as slow
+            return (xp.broadcast_to(grad.reshape(kept), shape).copy(),)
 
         return Tensor.from_op(xp.asarray(add_up(self.data, axis, keepdims)), (self,), backward, "sum")
 

@@ -124,7 +124,7 @@ ENGINE = ["parallel", "tensor", "functional", "winograd", "conv", "norm", "nn", 
 def test_the_engine_reads_in_an_evening():
     """What builds and trains a net; its kernels and its gradient checker are counted apart."""
     lines = {room: code_lines(HOUSE / f"{room}.py") for room in [*ENGINE, "kernels", "gradcheck"]}
-    assert sum(lines[room] for room in ENGINE) <= 1_330, lines
+    assert sum(lines[room] for room in ENGINE) <= 1_530, lines
     assert lines["kernels"] <= 90 and lines["gradcheck"] <= 180, lines
 
 

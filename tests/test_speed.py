@@ -57,8 +57,9 @@ def test_number_and_size_of_im2col_calls(fixed_work, monkeypatch):
     # The columns of an image take 9/16 MiB in the first stage, so a chunk of 1 MiB holds one: 16 chunks. Later stages
     # need less and are cut in 8 for the threads' sake, as is the first layer with its 3 channels (but in backward,
     # where the size of its gradient counts).
-    forward = 8 + 6 * 16 + 6 * 8 + 6 * 8
-    backward = 16 + 6 * 16 + 6 * 8 + 6 * 8  # one im2col for both gradients
+    # The third stage has 64 channels: its first convolution alone, of 32 channels and stride 2, is done by im2col.
+    forward = 8 + 6 * 16 + 6 * 8 + 1 * 8
+    backward = 16 + 6 * 16 + 6 * 8 + 1 * 8  # one im2col for both gradients
     assert len(sizes) == forward + backward
     assert max(sizes) <= parallel.CHUNK_BYTES
 
@@ -81,7 +82,7 @@ def test_what_a_step_calls(fixed_work):
         opt.zero_grad()
     finally:
         sys.setprofile(None)
-    assert sum(not name.endswith(">") for name in calls) <= 112  # without lambdas and comprehensions
+    assert sum(not name.endswith(">") for name in calls) <= 120  # without lambdas and comprehensions
     assert calls["array_module"] + calls["device_of"] <= calls.total() / 5
 
 

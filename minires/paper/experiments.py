@@ -43,7 +43,7 @@ from minires.training.loop import evaluate, fit
 from minires.training.run import Run, load_run
 
 SESSIONS, LAYERS, STEPS, INIT_FROM = "sessions.jsonl", "layers.jsonl", "steps.jsonl", "init_from.json"
-MACHINE_SETTINGS = ("threads", "data", "data_dir")  # a run may be resumed with other values of these
+MACHINE_SETTINGS = ("conv_method", "data", "data_dir", "threads")  # a recorded run may have other values of these
 PROBE = 128  # training images in a batch for `layer_statistics`
 
 
@@ -104,7 +104,7 @@ class Training:
             delete_checkpoints(out, keep=1)
 
     def config_to_resume(self, out: Path) -> Config:
-        """The config, with the data set that the run was started on."""
+        """The config, with the data set that the run was started on and the convolution that it began with."""
         recorded = read_config(out)
         other = [
             name
@@ -113,7 +113,7 @@ class Training:
         ]
         if other:
             raise RunError(f"{out} was started with other settings ({', '.join(other)}); move it away to start over")
-        return replace(self.config, data=recorded.data)
+        return replace(self.config, data=recorded.data, conv_method=recorded.conv_method)
 
     def recorder(self, out: Path, deadline: float) -> Callable[[Run], None]:
         """A hook for `fit` that writes the additional files of the run, and stops it in time."""

@@ -60,6 +60,7 @@ class Config:
     augment: bool = True
     seed: int = 0
     device: str = "cpu"
+    conv_method: str = "auto"  # auto or im2col, see conv.py
     threads: int | None = None  # None: one per core
     checkpoint_minutes: float = 10  # between checkpoints; every epoch ends with one anyway
 
@@ -124,6 +125,7 @@ CHOICES = {
     "recipe": tuple(RECIPES),
     "schedule": ("one_cycle", "cosine", "multistep"),
     "normalise": ("channels", "pixel_mean"),
+    "conv_method": ("auto", "im2col"),
 }
 RULES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [  # what a value must be, the test, which settings
     ("a positive integer", lambda v: type(v) is int and v > 0, ("batch_size", "width")),
@@ -222,7 +224,9 @@ RENAMED = {"decay_vectors": "decay_bias_and_norm", "smoothing": "label_smoothing
 
 
 def with_present_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings from before `steps` and `warmup_steps` existed, translated; later ones as they are."""
+    """Settings as older versions wrote them, translated. First `steps` and `warmup_steps` did not exist, later
+    `conv_method`: every convolution was done by im2col."""
+    settings = {"conv_method": "im2col", **settings}
     if "steps" in settings:
         return settings
     settings = {RENAMED.get(name, name): value for name, value in settings.items()}

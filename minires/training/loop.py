@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from minires.backend import Array, array_module, device_of, to_device
+from minires.conv import conv_method
 from minires.data import Dataset, Loader, Normalise
 from minires.devices.machine import keep_freed_memory
+from minires.fold import fold_batch_norm
 from minires.functional import check_labels, cross_entropy
-from minires.nn import Module, evaluation_mode, forward_hook
+from minires.nn import Module, forward_hook
 from minires.tensor import Tensor, no_grad
 from minires.training.config import Config, open_data, read_about
 from minires.training.folder import lock_folder
@@ -49,7 +51,8 @@ def fit(
     if resume:
         read_about(run.out)  # now, as locking makes the folder
     # Meter reports NaN
-    with lock_folder(run.out), stop_on_signals(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with lock_folder(run.out), stop_on_signals(), quietly, conv_method(config.conv_method):
         if resume:
             run.resume()
             if run.progress.epoch == run.epochs:
@@ -122,8 +125,9 @@ def evaluate(
     """Mean loss and accuracy (0..1) of `net` on uint8 `images` (N, 32, 32, 3), in evaluation mode."""
     keep_freed_memory()
     device = device_of(net.parameters()[0].data)
+    net = fold_batch_norm(net, Tensor(to_device(normalise(images[:1]), device)))
     batches = []  # read at the end: reading a number waits for the device
-    with evaluation_mode(net):
+    with no_grad():
         for x, y in Loader(images, labels, min(batch_size, len(images)), normalise=normalise).epoch():
             logits = net(Tensor(to_device(x, device)))
             targets = to_device(check_labels(y, logits.shape[1]), device)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minires.backend import to_device, to_host
+from minires.fold import fold_batch_norm
 from minires.functional import log_softmax
 from minires.tensor import Tensor, no_grad
 from minires.training.run import load_run
@@ -28,7 +29,8 @@ def predict(
     if top < 1:
         raise ValueError(f"predict: top: expected a positive integer, got {top}")
     net, normalise, info = load_run(Path(run))
-    net.to(device).eval()
+    x = Tensor(to_device(normalise.mean[None], device))
+    net = fold_batch_norm(net.to(device), x)
     predictions = []
     for number, image in enumerate(map(np.asarray, images)):
         if image.dtype != np.uint8 or image.shape != normalise.mean.shape:
