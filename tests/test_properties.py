@@ -1065,6 +1065,8 @@ NO_OPERATIONS = {  # public, but they change no numbers; test_tensor.py holds wh
     "__repr__",
     "grad_enabled",
     "no_grad",
+    "grad_mode",
+    "conv_method",
     "topological_order",
 }
 
