@@ -175,7 +175,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     return Tensor.from_op(out, (x, w) if bias is None else (x, w, bias), backward, "conv2d")
 
 
-WINOGRAD_CHANNELS = 64  # with fewer, copying tiles takes about as long as the multiplications that it saves
+WINOGRAD_CHANNELS = 32  # with fewer, copying tiles takes longer than the multiplications that it saves
 _method = threading.local()
 
 

@@ -43,22 +43,26 @@ def over_batch(function: Callable[..., Array | None], *arrays: Array, item_bytes
 
     Returns the sum of what `function` returns, added in the batch's order, or None. Chunks depend on the arrays alone,
     so the result is the same, bit for bit, for any number of threads. BLAS is limited to one thread in each of ours.
-    Inside `function`, another `over_batch` has this thread alone, unless there was only one chunk.
+    An `over_batch` inside `function` calls its function once, unless there is only one chunk.
     """
     first = arrays[0]
-    if array_module(first) is not np or first.ndim == 0:
+    if array_module(first) is not np or first.ndim == 0 or getattr(_this_thread, "has_chunk", False):
         return function(*arrays)
     item_bytes = item_bytes or sum(a[:1].nbytes for a in arrays if a is not None)
     chunks = split(len(first), item_bytes, min_items)
     todo, results = deque(enumerate(chunks)), [None] * len(chunks)
 
     def work() -> None:
-        while todo:
-            try:
-                i, s = todo.popleft()
-            except IndexError:  # another thread took the last one
-                return
-            results[i] = function(*[None if a is None else a[s] for a in arrays])
+        _this_thread.has_chunk = len(chunks) > 1
+        try:
+            while todo:
+                try:
+                    i, s = todo.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                results[i] = function(*[None if a is None else a[s] for a in arrays])
+        finally:
+            _this_thread.has_chunk = False
 
     in_threads(work, min(get_num_threads(), len(chunks)))
     return None if results[0] is None else reduce(np.add, results)
@@ -157,7 +161,7 @@ _num_threads = 0  # 0: not set
 _jobs: SimpleQueue[Any] | None = None  # what the workers wait for
 _blas = ThreadpoolController()
 _blas_lock = threading.RLock()
-_this_thread = threading.local()  # .shares: it works for `in_threads`; .buffers: its scratch arrays
+_this_thread = threading.local()  # has_chunk: whether it works on one of several chunks; buffers: its scratch arrays
 
 
 def get_num_threads() -> int:
@@ -185,22 +189,14 @@ def set_num_threads(n: int) -> None:
 
 
 def in_threads(work: Callable[[], object], n: int) -> None:
-    """Call `work()` in `n` threads at once, this one included; return when all calls have returned.
-
-    Inside such a call this thread does all the work: the others are busy.
-    """
-    if getattr(_this_thread, "shares", False):
-        work()
-        return
+    """Call `work()` in `n` threads at once, this one included; return when all calls have returned."""
     with one_blas_thread():
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         for _ in range(n - 1):  # a copy of the context carries np.errstate into the other threads
             _job_queue().put((copy_context(), work, done))
-        _this_thread.shares = n > 1
         try:
             work()
         finally:  # also when this thread's call fails: no other one may outlive us
-            _this_thread.shares = False
             failures = [failure for failure in (done.get() for _ in range(n - 1)) if failure]
         if failures:
             raise failures[0]
@@ -235,7 +231,6 @@ def _job_queue() -> SimpleQueue[Any]:
 
 
 def _worker(jobs: SimpleQueue[Any]) -> None:
-    _this_thread.shares = True
     for context, work, done in iter(jobs.get, None):
         try:
             context.run(work)

@@ -57,9 +57,9 @@ def test_number_and_size_of_im2col_calls(fixed_work, monkeypatch):
     # The columns of an image take 9/16 MiB in the first stage, so a chunk of 1 MiB holds one: 16 chunks. Later stages
     # need less and are cut in 8 for the threads' sake, as is the first layer with its 3 channels (but in backward,
     # where the size of its gradient counts).
-    # The third stage has 64 channels: its first convolution alone, of 32 channels and stride 2, is done by im2col.
-    forward = 8 + 6 * 16 + 6 * 8 + 1 * 8
-    backward = 16 + 6 * 16 + 6 * 8 + 1 * 8  # one im2col for both gradients
+    # These stages have 32 and 64 channels: only their first convolutions, of stride 2, are done by im2col.
+    forward = 8 + 6 * 16 + 1 * 8 + 1 * 8
+    backward = 16 + 6 * 16 + 1 * 8 + 1 * 8  # one im2col for both gradients
     assert len(sizes) == forward + backward
     assert max(sizes) <= parallel.CHUNK_BYTES
 
