@@ -44,7 +44,7 @@ def _run(arguments: list[str] | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a report quotes answers, in whatever alphabet
     try:
-        arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        arguments = [expand_home(a) for a in (sys.argv[1:] if arguments is None else arguments)] or ["--help"]
         status = app(arguments, "python -m minires", standalone_mode=False)
         if status == 130:  # typer handles Ctrl-C itself and returns this
             raise KeyboardInterrupt
@@ -72,6 +72,20 @@ def print_error(message: str, status: int = 2) -> int:
     with suppress(OSError):  # a terminal that is closed, which is what SIGHUP says
         print("minires:", printable(" ".join(message.split())), file=sys.stderr)
     return status
+
+
+def expand_home(argument: str) -> str:
+    """`~/x` or `--out=~/x` with the home folder in it: shells leave the second to the program, and Windows' both."""
+    option, equals, value = argument.partition("=")
+    if argument.startswith("--") and equals:
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument)
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raise an error now if the folder for an output is a file."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{option}: expected a folder, got the file {path}; name another folder")
 
 
 def expand(paths: list[Path]) -> list[Path]:
@@ -202,6 +216,8 @@ def train(
     else:
         config = Config.from_recipe(**chosen)
     check_device(config.device)
+    if out:
+        check_folder("--out", out)
     dataset = open_data(config.data, config.data_dir)
     if config.data == "pictures":
         if not resume:
@@ -222,8 +238,8 @@ def train(
 
     from minires.plots import curves
 
-    curves(folder, folder / "curves.png")
-    print(final_table(rows[-1], folder))
+    print(final_table(rows[-1], folder), flush=True)
+    curves(folder, folder / "curves.png")  # last: the table is not lost if it can't be drawn
 
 
 def add_settings(options: dict[str, Any], settings: list[str]) -> dict[str, Any]:
@@ -473,6 +489,7 @@ def reproduce_paper(
     from minires.paper.experiments import reproduce
     from minires.paper.tables import rebuild
 
+    check_folder("--out", out)
     if not tables and not reproduce(name, out, data_dir, float("inf") if budget is None else budget):
         print(f"the time budget of {budget:g} hours is used up; run the same command to continue")
     print("rebuilt:", *[printable(path) for path in rebuild(out)] or ["nothing"])

@@ -202,10 +202,11 @@ def errors(panels: Mapping[str, Sequence[str | Path]], path: str | Path | None =
             rows = read_metrics(run)
             epochs = [r["epoch"] for r in rows]
             _line(axes, i, epochs, _error(rows, "train"), **TRAINING)
-            _line(axes, i, epochs, _error(rows, "test"), label=Path(run).name, **TESTING)
-        axes.set_title(title)
+            _line(axes, i, epochs, _error(rows, "test"), label=printable(Path(run).name), **TESTING)
+        axes.set_title(printable(title), **PLAIN)
         _integer_axis(axes, "epoch")
-        axes.legend(frameon=False)
+        for text in axes.legend(frameon=False).get_texts():
+            text.set(**PLAIN)
     row[0].set_ylabel("error (%)")
     row[0].set_ylim(bottom=0)
     handles = [
@@ -244,7 +245,7 @@ def spread(groups: Mapping[str, Sequence[float]], ylabel: str, path: str | Path 
     for i, values in enumerate(groups.values()):
         axes.plot([i] * len(values), values, linestyle="none", markersize=7, **_style(i))
         axes.plot([i - 0.25, i + 0.25], 2 * [np.mean(values)], color=INK, linewidth=1.5)
-    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xticks(range(len(groups)), _names(groups), **PLAIN)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_ylabel(ylabel)
     axes.grid(axis="y", alpha=0.3)

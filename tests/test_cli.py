@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minires import backend, cli, data
+from minires import backend, cli, data, plots
 from minires.course import exercises, grading
 from minires.data import shapes10
 from minires.training import config as config_module
@@ -318,3 +318,32 @@ def test_ctrl_c_saves_and_ends_with_one_line_and_status_130(tmp_path):
     assert process.returncode == 130
     assert err == "minires: stopped; resume with: python -m minires train --resume run\n"
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_a_tilde_is_the_home_folder_in_every_form(tmp_path, monkeypatch, capsys, status_of):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert status_of("summary", "resnet8", "--plot=~/net") == status_of("summary", "resnet8", "--plot", "~/two") == 0
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["net.png", "two.png"]
+    assert status_of("train", "--resume=~/nowhere") == status_of("reproduce", "--tables", "--out=~/net.png") == 2
+    err = capsys.readouterr().err
+    assert str(tmp_path / "home" / "nowhere") in err and str(tmp_path / "home" / "net.png") in err
+
+
+def test_the_table_is_printed_before_the_curves_are_drawn(tmp_path, monkeypatch, capsys, status_of):
+    def fail(*arguments):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(plots, "curves", fail)
+    assert status_of(*SMALL, "--width", 2, "--out", tmp_path / "run") == 2
+    out, err = capsys.readouterr()
+    assert "after epoch 2, step 4" in out and err == "minires: the disk is full\n"
+
+
+@pytest.mark.parametrize("arguments", [["train", "--data-dir", "nowhere", "--out"], ["reproduce", "--out"]])
+def test_a_file_is_no_folder_for_an_output(arguments, tmp_path, capsys, status_of):
+    (tmp_path / "mine.txt").write_bytes(b"mine")
+    assert status_of(*arguments, tmp_path / "mine.txt") == 2  # before any data are looked for
+    assert capsys.readouterr().err.startswith("minires: --out: expected a folder, got the file ")
+    assert (tmp_path / "mine.txt").read_bytes() == b"mine"

@@ -10,6 +10,7 @@ import pytest
 
 from minires import plots
 from minires.data import shapes10
+from minires.files import FileError
 from minires.nn import BatchNorm2d, Conv2d, forward_hook
 from minires.paper import experiments, figures, tables
 from minires.paper.experiments import (
@@ -481,6 +482,7 @@ def test_gradients_and_weights_show_the_smallest_and_the_largest_norm(tmp_path):
     record(out, "plain20", 2 * [(0.5, 0.5)])
     layers = [
         {
+            "step": k,
             "gradient": {"a.conv1": 0.25 + k, "a.conv2": 0.5 + k},
             "weight": {"a.conv1": 8 - k, "a.conv2": 4 + k},
             "response": {"a.conv1": 1 - 0.25 * k, "a.conv2": 0.5},
@@ -492,6 +494,11 @@ def test_gradients_and_weights_show_the_smallest_and_the_largest_norm(tmp_path):
         "| plain20 | 0.25 .. 0.5 | 1.2 .. 1.5 | 2.2 .. 2.5 | 4 .. 8 | 5 .. 7 | 6 .. 6 |"
     ]
     assert tables.responses(tmp_path).splitlines()[2:] == ["| plain20 | 0.500 | 0.500 | 2 of 10 |"]
+    for lost in ("gradient", "response", "weight", "step"):
+        rows = [layers[0], {key: value for key, value in layers[1].items() if key != lost}]
+        (out / "layers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with pytest.raises(FileError, match=r"layers\.jsonl, line 2 is damaged: expected"):
+            tables.gradients(tmp_path)
 
 
 def test_very_deep_runs_show_their_start_the_change_of_rate_and_their_end(tmp_path):

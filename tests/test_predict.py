@@ -244,7 +244,7 @@ def test_a_file_that_is_no_image_is_reported_in_one_line(tmp_path, run, capsys, 
 
 
 def test_a_folder_is_no_image(tmp_path):
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="expected a picture, got a folder; name the pictures in it"):
         read_image(tmp_path)
 
 

@@ -419,7 +419,7 @@ def test_a_refused_folder_is_left_as_it_was(run, finished, tmp_path, status_of, 
         assert status_of(*command, "--out", tmp_path / name) == 2
         err = capsys.readouterr().err
         assert err.endswith(message) or name == "new"
-        assert f"cannot write to {tmp_path / 'file'}: " in err or name != "file"
+        assert f"--out: expected a folder, got the file {tmp_path / 'file'}; " in err or name != "file"
     assert ({str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}, content_of(tmp_path)) == before
 
 

@@ -51,6 +51,8 @@ def _read(path: Path) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
+        if path.is_dir():
+            raise DataError("expected a picture, got a folder; name the pictures in it, as FOLDER/*.png")
         if not path.is_file():
             raise DataError("there is no such file")
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -182,7 +184,10 @@ def load_pictures(folder: str | os.PathLike[str]) -> Dataset:
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise DataError(f"{folder}: no such folder; expected one that holds a folder of pictures for each class")
+        raise DataError(
+            f"{folder}: no such folder; expected one that holds a folder of pictures for each class; if it was moved, "
+            "name it with --data-dir"
+        )
     problems: Problems = []
     parts = [root / "train", root / "test"]
     if all(part.is_dir() for part in parts):
@@ -195,7 +200,10 @@ def load_pictures(folder: str | os.PathLike[str]) -> Dataset:
     else:
         train, test = _split(_find_pictures(root, problems), problems)
     if len(train) < 2 and not problems:
-        raise DataError(f"{folder}: expected a folder of pictures for each of two or more classes, got {_list(train)}")
+        raise DataError(
+            f"{folder}: expected a folder of pictures for each of two or more classes, got {_list(train)}; "
+            "make a folder in it for each class"
+        )
 
     train_images, train_labels = _read_all(train, problems)
     test_images, test_labels = _read_all(test, problems)

@@ -38,7 +38,13 @@ class Record:
         self.config: dict[str, Any] = self.about["config"]
         epoch = ["step", "epoch", "train_acc", "test_acc"] if "model" in self.config else ["step"]
         self.rows = read_rows(out / METRICS, [*epoch, "train_loss"])
-        self.layers = read_rows(out / LAYERS)
+        self.layers = read_rows(out / LAYERS, ["step"])
+        for number, row in enumerate(self.layers, start=1):
+            if not all(isinstance(row.get(name), dict) for name in ("response", "gradient", "weight")):
+                raise FileError(
+                    f"{out / LAYERS}, line {number} is damaged: expected objects response, gradient and weight; "
+                    "delete the line"
+                )
         self.steps = read_rows(out / STEPS, ["step", "lr", "train_loss", "train_acc", "seconds"])
         self.init_from: dict[str, Any] = read_json(out / INIT_FROM) if (out / INIT_FROM).exists() else {}
 

@@ -70,7 +70,7 @@ def load_state(path: FileName) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         info = _read_info(text)
         arrays = _read_arrays(raw)
     except (SafetensorError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path}: not a safetensors file, or damaged: {e}") from e
+        raise CheckpointError(f"{path}: not a safetensors file, or cut short or damaged; restore it") from e
     if written_digest and written_digest != _digest_of(arrays, text):
         raise CheckpointError(f"{path}: damaged: the content differs from the digest that was written with it")
     check_numbers(arrays, path)
