@@ -7,6 +7,7 @@ which colour-blind people can distinguish; line styles and markers repeat the di
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from math import ceil, isfinite, nan
@@ -18,6 +19,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.rcsetup import cycler
@@ -33,7 +35,20 @@ INK = "#333333"
 TRAINING: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2, "markerfacecolor": "white"}
 TESTING: dict[str, Any] = {"linestyle": "-", "linewidth": 1.8}
 LARGEST = 1e100  # of a figure that is drawn; the axes' arithmetic overflows on much larger ones
-PLAIN: dict[str, Any] = {"parse_math": False}  # for names, in which a $ begins no formula
+CJK_FONTS = {
+    "Arial Unicode MS",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "Noto Sans CJK SC",
+    "PingFang SC",
+    "SimHei",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+}
+PLAIN: dict[str, Any] = {  # for names: a $ begins no formula, and those of the fonts that are installed fill gaps
+    "parse_math": False,
+    "fontfamily": ["DejaVu Sans", *sorted(CJK_FONTS & {font.name for font in fontManager.ttflist})],
+}
 MAX_IMAGES = 40  # more are too small to see in one figure
 
 
@@ -41,8 +56,14 @@ class NotebookFigure(Figure):
     """A Figure that a notebook shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
+        return self.to_bytes("png")
+
+    def to_bytes(self, format: str) -> bytes:
+        """The figure as the content of a file of this format."""
         file = BytesIO()
-        self.savefig(file, format="png")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
+            self.savefig(file, format=format)
         return file.getvalue()
 
 
@@ -52,10 +73,10 @@ def save(figure: NotebookFigure, path: str | Path | None) -> NotebookFigure:
     Its folder is created. Raises FileError if the file can't be written, ValueError for a suffix of no picture format.
     """
     if path is not None:
-        path, file = output_path(path, ".png"), BytesIO()
-        figure.savefig(file, format=path.suffix[1:])
+        path = output_path(path, ".png")
+        content = figure.to_bytes(path.suffix[1:])
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, file.getvalue())
+        write_atomically(path, content)
     return figure
 
 

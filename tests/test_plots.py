@@ -10,6 +10,7 @@ from matplotlib import rc_context, rcParams
 
 from minires import plots
 from minires.data import Dataset
+from minires.files import printable
 
 
 def legend(figure):
@@ -194,3 +195,37 @@ def test_figures_can_be_drawn_in_the_notebook_style():
 def test_no_figure_needs_pyplot():
     code = "import sys, minires.plots, minires.course.drawings; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- names and figures of every kind
+
+
+ODD_NAMES = ["$x_1$", "$\\frac$", "a$b", "\\frac", "\x1b[31mred", "\udcff.png", "\u732b", "a\nb", "%s{}", ""]
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    """Formulas, control characters, bytes that are no UTF-8, other scripts: no error, no warning, the same text."""
+    image = np.zeros((32, 32, 3), np.uint8)
+    found = [[(name, 0.5) for name in ODD_NAMES]]
+    figure = plots.prediction([image], [ODD_NAMES[0]], found, tmp_path / "a.png")
+    drawn = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert drawn == ["$x_1$", "$\\frac$", "a$b", "\\frac", r"\x1b[31mred", r"\udcff.png", "\u732b", r"a\nb", "%s{}", ""]
+    for name in ODD_NAMES[:-1]:
+        figure = plots.spread({name: [1, 2]}, "error (%)", tmp_path / "b.png")
+        assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [printable(name)]
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, float("inf"), float("nan"), 1e-320, 0, -5, 10**400])
+def test_absurd_figures_leave_a_gap_or_are_drawn(value, tmp_path):
+    """NaN and infinity are what Python's json writes and reads."""
+    rows = [{"epoch": k, "step": k, "lr": value, "train_loss": value, "train_acc": 0.5} for k in (1, 2)]
+    rows = [{**row, "test_loss": 2.0, "test_acc": value} for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    try:
+        figure = plots.curves(tmp_path, tmp_path / "curves.png")
+    except ValueError as error:
+        assert "metrics.jsonl" in str(error) and "\n" not in str(error)
+        assert not (tmp_path / "curves.png").exists()
+    else:
+        assert abs(np.nan_to_num(figure.axes[0].get_ylim())).max() < 1e103
