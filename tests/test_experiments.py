@@ -1,6 +1,7 @@
 """The experiments at a tiny scale: run, stopped, resumed and recorded; identity layers, exact; tables and figures."""
 
 import json
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -32,6 +33,7 @@ from minires.training.run import Run
 from minires.training.weights import save_weights
 
 DATA = shapes10(48, 20)
+LINE_END = b"\n"
 SMALLER = {
     "plain20": "plain8",
     "plain56": "plain14",
@@ -221,6 +223,53 @@ def test_ctrl_c_loses_no_step(complete, tmp_path, monkeypatch):
         training.run(out, lambda: DATA, float("inf"))
     training.run(out, lambda: DATA, float("inf"))
     assert_same_results(out, complete / "very-deep" / "resnet1202")
+
+
+@pytest.fixture
+def stopped(complete, tmp_path, monkeypatch):
+    """Results in which fast/resnet20 was stopped in its second epoch, and what that run's folder holds."""
+    out = tmp_path / "fast" / "resnet20"
+
+    def pressed(run):
+        if run.progress.step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return False
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "is_checkpoint_due", pressed)
+        EXPERIMENTS["fast"]["resnet20"].run(out, lambda: DATA, float("inf"))
+    assert len(read_rows(out / "metrics.jsonl")) == 1
+    return out
+
+
+def content_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+DAMAGED_ROWS = [b'{"epoch": 1}', b"[1]", b"\0" * 8, b'{"step": "1"}', b"not a row"]
+
+
+@pytest.mark.parametrize("bad", [b'{"epoch": 2, "st', b"\0\0\0", b"[1, 2", *(row + b"\n" for row in DAMAGED_ROWS)])
+def test_the_rows_of_the_checkpoint_count(bad, stopped, complete):
+    """A power cut leaves half a line or zeros in metrics.jsonl."""
+    with open(stopped / "metrics.jsonl", "ab") as file:
+        file.write(bad)
+    assert reproduce("fast", stopped.parent.parent)
+    assert_same_results(stopped, complete / "fast" / "resnet20")
+
+
+@pytest.mark.parametrize("name", ["sessions.jsonl", "metrics.jsonl"])
+@pytest.mark.parametrize("bad", DAMAGED_ROWS)
+def test_a_damaged_row_is_named_and_nothing_changes(name, bad, stopped, status_of, capsys):
+    if name == "metrics.jsonl":
+        shutil.rmtree(stopped / "checkpoints")  # nothing else says what was done
+    lines = (stopped / name).read_bytes()
+    (stopped / name).write_bytes(lines + bad + b"\n" + lines)
+    before = content_of(stopped)
+    assert status_of("reproduce", "fast", "--out", stopped.parent.parent) == 2
+    err = capsys.readouterr().err
+    assert f"{stopped / name}, line {lines.count(LINE_END) + 1} is damaged: expected " in err and err.count("\n") == 1
+    assert content_of(stopped) == before
 
 
 def test_finished_runs_are_skipped_and_need_no_data(complete, monkeypatch):
@@ -550,6 +599,40 @@ def test_a_page_keeps_its_text_and_gets_new_tables(complete, tmp_path):
     assert "Not run yet." in (benchmarks / "README.md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="table: expected one of runs, .*, got 'short'"):
         tables.fill("<!-- table: short --> <!-- end -->", results)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_only_the_tables_of_a_page_change(end, complete, tmp_path):
+    """Line ends, other encodings, permissions and links of a page stay; one without a table is left alone."""
+    results, above, mine = tmp_path / "results", tmp_path / "README.md", tmp_path / "benchmarks" / "README.md"
+    shutil.copytree(complete / "zero-residual", results / "zero-residual")
+    mine.parent.mkdir()
+    above.write_bytes(b"<!-- table: zero-residual -->old<!-- end -->" + end)  # no page of ours
+    mine.write_bytes(b"my own page, \xff" + end)
+    parts = [b"# Caf\xe9" + end + b"<!-- table: zero-residual -->", b"<!-- end -->" + end + b"more" + end]
+    page = results / "README.md"
+    page.write_bytes(b"old".join(parts))
+    page.chmod(0o600)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode) for path in (above, mine, page)}
+    assert page in tables.rebuild(results)
+    text = page.read_bytes()
+    assert text.startswith(parts[0]) and text.endswith(parts[1]) and b"| blocks |" in text
+    assert page.stat().st_mode == before[page][2]
+    for path in (above, mine):
+        assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode) == before[path]
+    written = page.stat().st_mtime_ns
+    assert page not in tables.rebuild(results) and page.stat().st_mtime_ns == written  # it is up to date
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a link needs a permission on Windows")
+def test_a_page_may_be_a_link(complete, tmp_path):
+    results, page = tmp_path / "results", tmp_path / "pages" / "mine.md"
+    shutil.copytree(complete / "zero-residual", results / "zero-residual")
+    page.parent.mkdir()
+    page.write_bytes(b"<!-- table: zero-residual --><!-- end -->")
+    (results / "README.md").symlink_to(page)
+    tables.rebuild(results)
+    assert (results / "README.md").is_symlink() and b"| blocks |" in page.read_bytes()
 
 
 # ---- figures
