@@ -1,6 +1,7 @@
 """A run folder: nothing recorded is lost, nobody's files are deleted, and a run that is stopped can be resumed."""
 
 import errno
+import gc
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from minires.training import run as run_module
 from minires.training.checkpoint import CheckpointError, load_state, save_state
 from minires.training.config import Config, RunError, read_config
 from minires.training.folder import checkpoints_in, delete_checkpoints, lock_folder, resume_command, set_aside
-from minires.training.loop import fit
+from minires.training.loop import evaluate, fit
 from minires.training.run import Run, load_run
 from minires.training.signals import defer_signals, exit_status, stop_on_signals
 
@@ -578,3 +580,25 @@ def test_another_thread_than_the_main_one_changes_no_handler(tmp_path):
     thread.start()
     thread.join()
     assert len(rows) == 3
+
+
+@pytest.mark.slow
+def test_loading_and_evaluating_200_runs_leaves_nothing_behind(finished):
+    """Neither memory, nor open files, nor threads."""
+
+    def load_and_evaluate(times):
+        for _ in range(times):
+            net, normalise, _ = load_run(finished)
+            evaluate(net, DATA.test_images, DATA.test_labels, normalise)
+        gc.collect()
+        files = len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 0
+        return files, threading.active_count(), tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        files, threads, memory = load_and_evaluate(50)  # what is kept for reuse has its full size now
+        files_after, threads_after, memory_after = load_and_evaluate(200)
+    finally:
+        tracemalloc.stop()
+    assert (files_after, threads_after) == (files, threads)
+    assert memory_after - memory < 100_000  # of five nets
