@@ -7,6 +7,7 @@ import pytest
 
 from minires.backend import to_device, to_host
 from minires.optim import SGD, clip_grad_norm, cosine, multistep, one_cycle, warmup
+from minires.parallel import set_num_threads
 from minires.tensor import Tensor
 
 
@@ -157,3 +158,21 @@ def test_one_tensor_is_no_list_of_parameters():
     for wrong in (w[0], w * 2, Tensor(np.ones(3))):
         with pytest.raises(ValueError, match="SGD: expected parameters, tensors made with requires_grad=True, got"):
             SGD([wrong], lr=0.1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_large_and_transposed_parameters_take_the_same_step(threads):
+    """Large ones are shared among threads, a part of the elements each."""
+    set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    data, grads = rng.standard_normal((300, 700)), rng.standard_normal((2, 300, 700))
+    p, v = data.copy(), np.zeros_like(data)
+    straight, transposed = Tensor(data.copy(), requires_grad=True), Tensor(data.T.copy().T, requires_grad=True)
+    opt = SGD([straight, transposed], 0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+    for g in grads:
+        straight.grad = transposed.grad = g.copy()
+        opt.step()
+        g = g + 0.01 * p
+        v = 0.9 * v + g
+        p = p - 0.1 * (g + 0.9 * v)
+    assert straight.data == pytest.approx(p, rel=1e-13) and transposed.data == pytest.approx(p, rel=1e-13)

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from minires import backend, parallel
+from minires.functional import linear
 from minires.parallel import get_num_threads, in_threads, one_blas_thread, over_batch, set_num_threads
+from minires.tensor import Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -332,3 +334,43 @@ def test_threads_that_cannot_be_started(most, monkeypatch):
     calls = []
     in_threads(lambda: calls.append(1), 4)
     assert len(calls) == 4
+
+
+# ---- products and elements
+
+
+MATRICES = [((500, 60), (60, 900)), ((3, 4), (4, 5)), ((40, 30, 70), (70, 50)), ((6, 9, 8), (6, 8, 7))]
+
+
+@pytest.mark.parametrize(("a", "b"), MATRICES)
+def test_matmul_is_numpys_with_the_same_bits_for_any_number_of_threads(a, b):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal(a), rng.standard_normal(b)
+    set_num_threads(1)
+    one = parallel.matmul(a, b)
+    assert one == pytest.approx(a @ b, rel=1e-12, abs=1e-12)
+    for threads in (2, 5):
+        set_num_threads(threads)
+        assert parallel.matmul(a, b).tobytes() == one.tobytes()
+
+
+@pytest.mark.parametrize("op", [Tensor.__matmul__, linear])
+def test_products_do_not_depend_on_the_threads_of_blas(op):
+    rng, found = np.random.default_rng(0), []
+    x, w = (Tensor(rng.standard_normal(s, np.float32), requires_grad=True) for s in ((64, 2048), (2048, 1000)))
+    for threads in (1, 2):
+        x.zero_grad()
+        w.zero_grad()
+        with threadpool_limits(threads, "blas"):
+            y = op(x, w)
+            y.backward(np.ones_like(y.data))
+        found.append([a.tobytes() for a in (y.data, x.grad, w.grad)])
+    assert found[0] == found[1]
+
+
+def test_over_elements_changes_arrays_of_any_layout():
+    for threads in (1, 3):
+        set_num_threads(threads)
+        for x in (np.zeros((3, 100_000)), np.zeros((100_000, 3)).T, np.zeros((6, 9))[::2, ::3], np.zeros(())):
+            parallel.over_elements(lambda x, y: np.add(x, y, out=x), x, np.ones(x.shape))
+            assert (x == 1).all()
