@@ -2,9 +2,10 @@
 
     python benchmarks/step.py --json benchmarks/bench.json --plot benchmarks/scaling.png     everything, 15 minutes
     python benchmarks/step.py --json benchmarks/bench.json --only import                     only this part again
+    python benchmarks/step.py --before ed574ea                     with minires at an earlier revision as a contestant
 
 minires and all installed peers take turns in one run (see minires/devices/bench.py).
-PyTorch: pip install torch==2.13.0; dezero: pip install dezero.
+PyTorch: pip install torch==2.13.0; dezero: pip install dezero; ONNX Runtime: pip install onnx onnxscript onnxruntime.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,7 +35,7 @@ def time_job(job: Job, peers: list[str], rounds: int) -> dict[str, dict[str, flo
     times = dict(zip(names, in_turn([(name, job) for name in names], rounds), strict=True))
     reference = "PyTorch" if "PyTorch" in times else "minires"
     found = {name: quartiles(t, times[reference]) for name, t in times.items()}
-    what = f"{job.size}x{job.size}x{job.channels}" if job.task == "layer" else job.model
+    what = f"{job.size}x{job.size}x{job.channels}" if job.task == "layer" else f"{job.model}, width {job.channels}"
     print(f"\n{job.task} {what}, batch {job.batch}, threads {job.threads}, {rounds} rounds")
     for name, row in found.items():
         q1, q3 = row["seconds_quartile_1"] * 1e3, row["seconds_quartile_3"] * 1e3
@@ -41,6 +46,21 @@ def time_job(job: Job, peers: list[str], rounds: int) -> dict[str, dict[str, flo
             flush=True,
         )
     return found
+
+
+@contextmanager
+def checkout_of(revision: str | None) -> Iterator[str]:
+    """A folder with the repository as it was at `revision`, "" for none."""
+    if revision is None:
+        yield ""
+        return
+    with TemporaryDirectory() as folder:
+        git = ["git", "-C", str(Path(__file__).parent), "worktree"]
+        subprocess.run([*git, "add", "--detach", "--quiet", folder, revision], check=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run([*git, "remove", "--force", folder], check=True)
 
 
 def memory(job: Job, peers: list[str]) -> dict[str, float]:
@@ -114,21 +134,40 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
-        "--only", nargs="+", default=["step", "inference", "deep", "layers", "memory", "import", "threads", "scaling"]
+        "--only",
+        nargs="+",
+        default=["step", "inference", "large", "wide", "deep", "layers", "memory", "import", "threads", "scaling"],
     )
+    parser.add_argument("--before", metavar="REVISION", help="minires at this revision takes part")
     parser.add_argument("--json", type=Path, help="write the times into this file")
     parser.add_argument("--plot", type=Path, help="draw step time over batch size and depth")
     args = parser.parse_args()
-    torches = ["PyTorch", "PyTorch channels_last", "PyTorch compiled"]
+    with checkout_of(args.before) as checkout:
+        measure(args, checkout)
+
+
+def measure(args: argparse.Namespace, checkout: str) -> None:
+    before = ["minires before"] if checkout else []
+    torches = ["PyTorch", "PyTorch channels_last", "PyTorch compiled", *before]
+    folded = ["PyTorch", "PyTorch folded", "ONNX Runtime", *before]
     threads, rounds = args.threads, args.rounds
     results: dict[str, Any] = {"machine": measured_on(), "rounds": rounds}
     if args.json and args.json.exists():  # keep what is not measured again, if it is from this machine
         before = json.loads(args.json.read_text(encoding="utf-8"))
         results = before | results if before["machine"] == results["machine"] else results
-    for task in ("step", "inference"):
-        if task in args.only:
-            results[f"{task} resnet20"] = time_job(Job(task, threads=threads), torches, rounds)
-            results[f"{task} resnet20, one thread"] = time_job(Job(task, threads=1), torches[:2], max(5, rounds // 2))
+    for task, peers in (("step", torches), ("inference", folded)):
+        jobs = {
+            task: Job(task, checkout=checkout),
+            "wide": Job(task, "resnet20", 64, channels=64, checkout=checkout),
+            "large": Job(task, {"step": "resnet18"}.get(task, "resnet34"), 8, 1, 224, 64, checkout),
+        }
+        for part, job in jobs.items():
+            if part in args.only:
+                name = {"wide": " of width 64", "large": " at 224x224"}.get(part, "")
+                others = [peer for peer in peers if part == task or peer not in torches[1:3]]
+                results[f"{task} {job.model}{name}"] = time_job(replace(job, threads=threads), others, rounds)
+                others = [peer for peer in others if "compiled" not in peer]
+                results[f"{task} {job.model}{name}, one thread"] = time_job(job, others, max(5, rounds // 2))
     if "deep" in args.only:
         for model in ("resnet56", "bottleneck164"):
             results[f"step {model}"] = time_job(Job(model=model, threads=threads), torches[:2], max(3, rounds // 3))

@@ -48,13 +48,38 @@ def test_minires_runs_each_task_in_its_own_process(task):
         worker.close()
 
 
-@pytest.mark.parametrize("model", ["resnet20", "bottleneck29"])
-def test_the_pytorch_peer_is_the_same_net(model):
+@pytest.mark.parametrize(
+    ("model", "width"), [("resnet20", 16), ("resnet20", 64), ("bottleneck29", 16), ("resnet18", 64), ("resnet34", 64)]
+)
+def test_the_pytorch_peer_is_the_same_net(model, width):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     from minires.resnet import build
 
-    ours = sorted(p.size for p in build(model).parameters())
-    assert sorted(p.numel() for p in bench._torch_net(model).parameters()) == ours
+    ours = sorted(p.size for p in build(model, width=width).parameters())
+    assert sorted(p.numel() for p in bench._torch_net(model, width).parameters()) == ours
+
+
+@pytest.mark.parametrize("model", ["resnet8", "resnet18"])
+def test_pytorchs_folded_net_computes_the_same(model):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    net, x = bench._torch_net(model, 8), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(3):
+            net(x)
+        expected = net.eval()(x)
+        folded = bench._folded(net)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        assert folded(x).numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
+
+
+def test_an_earlier_version_comes_from_its_checkout(tmp_path):
+    """Whatever is in it: here, a package that can't be imported."""
+    (tmp_path / "minires").mkdir()
+    (tmp_path / "minires" / "__init__.py").write_text("raise SystemExit('the earlier one')", encoding="utf-8")
+    worker = Worker("minires before", Job(model="resnet8", batch=4, checkout=str(tmp_path)))
+    with pytest.raises(RuntimeError, match="the process of minires before ended early"):
+        worker.run()
+    worker.close()
 
 
 def test_a_contestant_that_fails_is_named(capfd):

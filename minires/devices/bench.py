@@ -28,14 +28,18 @@ PEERS = {  # name -> the package it needs
     "PyTorch": "torch",
     "PyTorch channels_last": "torch",
     "PyTorch compiled": "torch",
+    "PyTorch folded": "torch",
+    "ONNX Runtime": "onnxruntime",
+    "minires before": "minires",
     "dezero": "dezero",
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to time.  task: "step" (forward, loss, backward, SGD), "inference" or "layer" (3x3 convolution, batch norm,
-    ReLU, forward and backward to the input, on `batch` maps of size x size pixels and `channels` channels)."""
+    """What to time.  task: "step" (forward, loss, backward, SGD), "inference" (batch norms folded, where the contestant
+    can) or "layer" (3x3 convolution, batch norm, ReLU, forward and backward to the input), on `batch` images of
+    size x size pixels. channels: of the layer, or of the net's first stage. checkout: of "minires before"."""
 
     task: str = "step"
     model: str = "resnet20"
@@ -43,6 +47,7 @@ class Job:
     threads: int = 1
     size: int = 32
     channels: int = 16
+    checkout: str = ""
 
 
 def installed(peers: Sequence[str] = tuple(PEERS)) -> list[str]:
@@ -96,7 +101,7 @@ def measured_on() -> dict[str, Any]:
         "blas": machine.blas(),
         "cores": os.cpu_count(),
         "system": platform.system(),
-        **machine.versions("numpy", "torch", "dezero"),
+        **machine.versions("numpy", "torch", "dezero", "onnxruntime"),
     }
 
 
@@ -142,7 +147,8 @@ class Worker:
 
 def _serve(peer: str, job: Job) -> None:
     """In the worker: for each line of input, run and print the seconds of a run, or print the peak memory."""
-    prepare = {"minires": _minires, "dezero": _dezero}.get(peer, _torch)
+    contestants = {"minires": _minires, "minires before": _minires, "dezero": _dezero, "ONNX Runtime": _onnx}
+    prepare = contestants.get(peer, _torch)
     if peer == "dezero":
         np.int = int  # type: ignore[attr-defined]  # dezero 0.0.13 needs a name that NumPy 1.24 removed
     importlib.import_module(PEERS[peer])
@@ -165,11 +171,15 @@ def _serve(peer: str, job: Job) -> None:
 
 def _inputs(job: Job) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    size, channels = (job.size, job.channels) if job.task == "layer" else (32, 3)
-    return rng.standard_normal((job.batch, size, size, channels), np.float32), rng.integers(0, 10, job.batch)
+    channels = job.channels if job.task == "layer" else 3
+    return rng.standard_normal((job.batch, job.size, job.size, channels), np.float32), rng.integers(0, 10, job.batch)
 
 
 def _minires(peer: str, job: Job) -> Callable[[], Any]:
+    if job.checkout and peer == "minires before":
+        sys.path.insert(0, job.checkout)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "minires"]:
+            del sys.modules[name]
     from minires.functional import cross_entropy, relu
     from minires.nn import BatchNorm2d, Conv2d
     from minires.optim import SGD
@@ -189,9 +199,13 @@ def _minires(peer: str, job: Job) -> Callable[[], Any]:
             norm.zero_grad()
 
         return layer
-    net = build(job.model)
+    net: Any = build(job.model, width=job.channels)
     if job.task == "inference":
         net.eval()
+        if peer == "minires":
+            from minires.fold import fold_batch_norm
+
+            net = fold_batch_norm(net, Tensor(pixels[:1]))
         return no_grad()(lambda: net(Tensor(pixels)))
     optimiser = SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
@@ -226,7 +240,9 @@ def _torch(peer: str, job: Job) -> Callable[[], Any]:
             norm.zero_grad()
 
         return layer
-    net: Any = _torch_net(job.model).to(memory_format=layout)
+    net: Any = _torch_net(job.model, job.channels).to(memory_format=layout)
+    if "folded" in peer:
+        net = _folded(net)
     if "compiled" in peer:
         net = torch.compile(net)
     if job.task == "inference":
@@ -243,14 +259,49 @@ def _torch(peer: str, job: Job) -> Callable[[], Any]:
     return step
 
 
-def _torch_net(model: str) -> Any:
-    """resnetN or bottleneckN for CIFAR-10, option A, as a PyTorch user would write it."""
+def _folded(net: Any) -> Any:
+    """A copy of a net of `_torch_net` for inference, batch norms folded into convolutions by PyTorch's own function."""
+    from torch import nn
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    net = net.eval()
+    for module in net.modules():
+        convs: Any = getattr(module, "convs", [])
+        norms: Any = getattr(module, "norms", [])
+        for i in range(len(convs)):
+            convs[i], norms[i] = fuse_conv_bn_eval(convs[i], norms[i]), nn.Identity()
+        if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
+            norm: Any = module[1]
+            module[0], module[1] = fuse_conv_bn_eval(module[0], norm), nn.Identity()
+    return net
+
+
+def _onnx(peer: str, job: Job) -> Callable[[], Any]:
+    from tempfile import TemporaryDirectory
+
+    import onnxruntime
+    import torch
+
+    net, pixels = _torch_net(job.model, job.channels).eval(), _inputs(job)[0].transpose(0, 3, 1, 2).copy()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job.threads
+    with TemporaryDirectory() as folder:
+        file = os.path.join(folder, "net.onnx")
+        torch.onnx.export(net, (torch.from_numpy(pixels),), file, input_names=["x"], verbose=False)
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": pixels})
+
+
+def _torch_net(model: str, width: int = 16) -> Any:
+    """resnetN or bottleneckN, as a PyTorch user would write it: for CIFAR-10 with option A, for ImageNet with B."""
     from torch import nn
     from torch.nn.functional import pad, relu
 
+    imagenet = model in IMAGENET
     bottleneck = model.startswith("bottleneck")
     kernels, expansion = ((1, 3, 1), 4) if bottleneck else ((3, 3), 1)
-    n = (int(model.removeprefix("bottleneck").removeprefix("resnet")) - 2) // (3 * len(kernels))
+    depth = int(model.removeprefix("bottleneck").removeprefix("resnet"))
+    stages = IMAGENET[model][1] if imagenet else 3 * ((depth - 2) // (3 * len(kernels)),)
 
     class Block(nn.Module):
         def __init__(self, c_in: int, width: int, stride: int):
@@ -263,23 +314,30 @@ def _torch_net(model: str) -> Any:
             )
             self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
             self.stride, self.extra = stride, widths[-1] - c_in
+            if imagenet and (stride > 1 or self.extra):
+                conv: Any = nn.Conv2d(c_in, widths[-1], 1, stride, bias=False)
+                self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(widths[-1]))
 
         def forward(self, x: Any) -> Any:
             h = x
             for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
                 h = norm(conv(relu(h) if i else h))
-            if self.stride > 1 or self.extra:
+            if imagenet:
+                x = self.shortcut(x) if hasattr(self, "shortcut") else x
+            elif self.stride > 1 or self.extra:
                 before = self.extra // 2
                 x = pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
             return relu(h + x)
 
-    layers: list[Any] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    c_in = 16
-    for stage in range(3):
-        for i in range(n):
-            layers.append(Block(c_in, 16 * 2**stage, 2 if stage and i == 0 else 1))
-            c_in = 16 * 2**stage * expansion
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, 10))
+    kernel, stride = (7, 2) if imagenet else (3, 1)
+    layers: list[Any] = [nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    layers += [nn.MaxPool2d(3, 2, padding=1)] if imagenet else []
+    c_in = width
+    for stage, blocks in enumerate(stages):
+        for i in range(blocks):
+            layers.append(Block(c_in, width * 2**stage, 2 if stage and i == 0 else 1))
+            c_in = width * 2**stage * expansion
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, 1000 if imagenet else 10))
 
 
 def _dezero(peer: str, job: Job) -> Callable[[], Any]:
