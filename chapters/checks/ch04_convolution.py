@@ -120,6 +120,32 @@ def input_gradient_reference(grad, w, shape, stride=1, padding=0):
     return x.grad
 
 
+# ---- 4.6
+
+
+def winograd_cases():
+    yield "one tile", (normal(4), normal(3, seed=1))
+    yield "three tiles", (normal(8), normal(3, seed=1))
+    yield "a row of odd length", (normal(7), normal(3, seed=1))
+    yield "three numbers, one output", (normal(3), normal(3, seed=1))
+    yield "a long row", (normal(101), normal(3, seed=1))
+    yield "float32", (normal(9, dtype=np.float32), normal(3, seed=1, dtype=np.float32))
+
+
+def winograd_reference(x, w):
+    padded = np.append(x, [0, 0]).astype(x.dtype)
+    m = [
+        [
+            (a - c) * w[0],
+            (b + c) * (w[0] + w[1] + w[2]) / 2,
+            (c - b) * (w[0] - w[1] + w[2]) / 2,
+            (b - d) * w[2],
+        ]
+        for a, b, c, d in (padded[t : t + 4] for t in range(0, len(x) - 2, 2))
+    ]
+    return np.array(m, x.dtype), np.correlate(x, w, "valid")
+
+
 EXERCISES = [
     Exercise(
         number="4.1",
@@ -221,5 +247,27 @@ EXERCISES = [
         cases=input_gradient_cases,
         reference=input_gradient_reference,
         outputs=("dx",),
+    ),
+    Exercise(
+        number="4.6",
+        name="winograd_row",
+        title="two outputs from four products",
+        level=2,
+        lines=10,
+        hints=(
+            "Take a row of six numbers. Its four outputs need two tiles: numbers 0 to 3, and numbers 2 to 5. How many "
+            "tiles do five outputs need, and how long must the row be then?",
+            "Put the row into zeros of length 2 T + 2. The first numbers of all tiles are then padded[0::2], the "
+            "second ones padded[1::2], and so on, T of each: no loop over the tiles is needed.",
+            "    d0, d1, d2, d3 = (padded[i : i + 2 * tiles : 2] for i in range(4))\n"
+            "    d = np.stack([d0 - d2, ..., ..., ...], axis=1)     # (T, 4)\n"
+            "    u = four numbers from w\n"
+            "    m = d * u\n\n"
+            "The outputs of a tile stand side by side in an array (T, 2); reshape it to one row, and cut off what is "
+            "beyond L - 2.",
+        ),
+        cases=winograd_cases,
+        reference=winograd_reference,
+        outputs=("m", "y"),
     ),
 ]

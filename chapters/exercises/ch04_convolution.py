@@ -6,6 +6,7 @@
 4.3 conv_forward        a convolution as one product
 4.4 weight_gradients    backward to the weights and the bias
 4.5 input_gradient      backward to the images
+4.6 winograd_row        two outputs from four products
 
 The letters: N images, H W C height, width, channels in, F filters, KH KW kernel, OH OW output size. All arrays are
 NumPy arrays. Each exercise may use what minires has for the ones before it: library.output_size, library.im2col.
@@ -87,3 +88,21 @@ def input_gradient(
     Level 3, about 10 lines.
     """
     raise NotImplementedError("exercise 4.5")
+
+
+def winograd_row(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """4.6: a kernel of three weights on a row by Winograd's F(2, 3), four products for every two outputs.
+
+    x: (L,), L at least 3, w: (3,)  ->  m: (T, 4), the products, and y: (L - 2,), dtype of x.
+
+    The row is cut into T tiles of four numbers, of which each begins two after the one before, T just large enough for
+    all outputs. Where the row has ended, a tile has zeros. From the tile d = x[2t], x[2t+1], x[2t+2], x[2t+3]:
+
+        m[t, 0] = (d0 - d2) w0                           y[2t]     = m[t, 0] + m[t, 1] + m[t, 2]
+        m[t, 1] = (d1 + d2) (w0 + w1 + w2) / 2           y[2t + 1] = m[t, 1] - m[t, 2] - m[t, 3]
+        m[t, 2] = (d2 - d1) (w0 - w1 + w2) / 2
+        m[t, 3] = (d1 - d3) w2
+
+    Level 2, about 10 lines.
+    """
+    raise NotImplementedError("exercise 4.6")

@@ -11,7 +11,7 @@
 # **You need** chapters 1 to 3: gradients that add, `mr.gradcheck`, a training loop. From mathematics: the product of
 # two matrices, and sums with several indices.
 #
-# **Time**: about 90 minutes to read and run, 120 for the exercises.
+# **Time**: about 100 minutes to read and run, 140 for the exercises.
 
 # %% tags=["hide-input"]
 # Run this first. If minires is missing, it installs the checkout that contains this notebook.
@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires as mr
-from minires import nn, plots
+from minires import nn, plots, winograd
 from minires.conv import col2im, conv2d_naive, conv2d_simple, im2col, output_size, patches
 from minires.course import drawings
 from minires.data import Loader, Normalise
@@ -780,7 +780,128 @@ print(
 # same steps as functions of a few images, and `over_batch` in `minires/parallel.py` cuts the batch into chunks and
 # shares them among the threads. Inside a chunk the product is made in blocks, small enough for BLAS to multiply fast.
 #
-# ## 11. What does a net want to see?
+# ## 11. A quarter of the multiplications
+#
+# So far every way of computing a convolution did the same multiplications. There is one with fewer. It is easiest to
+# see on a row: a kernel of three weights, and two neighbouring outputs.
+#
+# $$ y_0 = d_0 w_0 + d_1 w_1 + d_2 w_2 \qquad y_1 = d_1 w_0 + d_2 w_1 + d_3 w_2 $$
+#
+# Six multiplications. Shmuel Winograd found the same two numbers with four:
+#
+# $$ m_0 = (d_0 - d_2)\, w_0 \quad m_1 = (d_1 + d_2)\,\tfrac{w_0 + w_1 + w_2}{2} \quad
+#    m_2 = (d_2 - d_1)\,\tfrac{w_0 - w_1 + w_2}{2} \quad m_3 = (d_1 - d_3)\, w_2 $$
+#
+# $$ y_0 = m_0 + m_1 + m_2 \qquad y_1 = m_1 - m_2 - m_3 $$
+#
+# Multiply it out once, on paper: everything that doesn't belong cancels. The sums of weights are the same for the
+# entire image, so they are made once, and additions are cheap in comparison.
+#
+# Where does this come from? A polynomial of degree 3 is known from its values at four points, and a product of
+# polynomials has at each point the product of their values. The sums $w_0 + w_1 + w_2$ and $w_0 - w_1 + w_2$ are the
+# values of $w_0 + w_1 t + w_2 t^2$ at $t = 1$ and $t = -1$; $w_0$ is its value at $0$, and $w_2$ what is left of it "at
+# infinity". So: transform both sides to values, multiply value by value, transform back. Each transform is a small
+# matrix,
+#
+# $$ y = A^\top \left( (G\, w) \odot (B^\top d) \right) . $$
+
+# %%
+B_T = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+G = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2
+A_T = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+d, w_row = np.array([3, 1, 4, 1]), np.array([2, 7, 1])
+print("four products:", (G @ w_row) * (B_T @ d), "  two outputs:", A_T @ ((G @ w_row) * (B_T @ d)))
+print("the sums:     ", np.correlate(d, w_row, "valid"))
+
+# %% [markdown]
+# In an image the trick works along both axes at once. The library takes six points for each axis (0, 1, -1, 2, -2 and
+# infinity), so a tile of 6x6 pixels gives 4x4 outputs. **Predict** how many multiplications a tile needs for one
+# channel, and how many the sums need.
+
+# %%
+print(f"sums: {4 * 4} outputs, {3 * 3} weights each: {4 * 4 * 3 * 3} multiplications")
+print(f"Winograd: one for each of the values: {6 * 6}")
+
+# %% [markdown]
+# The tiles overlap by two pixels, as six pixels are needed for four outputs:
+
+# %%
+places = np.zeros((10, 10))
+for top, left in np.ndindex(2, 2):
+    places[4 * top : 4 * top + 6, 4 * left : 4 * left + 6] += 1
+drawings.numbers({"how many tiles a pixel is in": places}, marks={"how many tiles a pixel is in": [(0, 0, 6, 6)]})
+
+# %% [markdown]
+# Two tiles side by side have their outputs side by side, so nothing is computed twice but transforms.
+#
+# One question decides whether this is fast. The multiplications that are left are matrix products: for each of the 36
+# values, the tiles' values (T, C) times the weights' values (C, F). But the transforms? Written as sums and differences
+# of slices, they are dozens of passes over memory, which cost more than the products save. The way out: a transform of
+# rows and columns, $B^\top D\, B$, is linear in the 36 numbers of $D$. So it is *one* product with a matrix of 36x36,
+# which is made of copies of $B^\top$ scaled by the entries of $B^\top$ (a *Kronecker product*), for all tiles and
+# channels at once. Now everything is a matrix product, and those we have in BLAS:
+
+# %%
+tile = rng.standard_normal((6, 6))
+large = np.kron(winograd.B_T, winograd.B_T)  # (36, 36)
+print(large.shape, np.allclose(large @ tile.ravel(), (winograd.B_T @ tile @ winograd.B_T.T).ravel()))
+print(inspect.getsource(winograd.convolve))
+
+# %% [markdown]
+# The backward pass needs no new idea: each line is a product, and you know the gradients of a product. They are in
+# `winograd.gradients`, from the last line to the first.
+#
+# It does not pay everywhere. Copying and transforming tiles costs the same per channel however many filters there are;
+# the products grow with the filters. Two layers, with few channels and with many:
+
+# %%
+for size, channels in ((32, 16), (14, 256)):
+    x_layer = mr.Tensor(rng.standard_normal((8, size, size, channels), np.float32))
+    w_layer = mr.Tensor(rng.standard_normal((3, 3, channels, channels), np.float32))
+    out = np.empty((8, size, size, channels), np.float32)
+    with mr.conv_method("im2col"):
+        by_im2col = seconds(lambda x=x_layer, w=w_layer: mr.conv2d(x, w, padding=1))
+    by_winograd = seconds(
+        lambda x=x_layer, w=w_layer, y=out: winograd.convolve(x.data, w.data, 1, y, lambda part: None)
+    )
+    print(f"{size}x{size}x{channels:<4} im2col {1e3 * by_im2col:5.1f} ms   Winograd {1e3 * by_winograd:5.1f} ms")
+
+# %% [markdown]
+# So `mr.conv2d` takes it from 32 channels on, for 3x3 kernels of stride 1.
+#
+# And the price? The transforms add numbers of different sizes (the entries of `B_T` go up to 5, and the outputs are
+# differences of larger products), so a few more bits are lost to rounding. **Predict**: is the error of the sums of 512
+# channels ten times as large, or a hundred times?
+
+# %%
+sizes = [16, 32, 64, 128, 256, 512]
+error_of = {"im2col": [], "Winograd": []}
+for c in sizes:
+    x_wide = rng.standard_normal((1, 8, 8, c))
+    w_wide = rng.standard_normal((3, 3, c, 16)) / np.sqrt(9 * c)
+    exact = im2col(x_wide, 3, 3, 1, 1) @ w_wide.reshape(-1, 16)
+    x32, w32 = x_wide.astype(np.float32), w_wide.astype(np.float32)
+    y32 = np.empty((1, 8, 8, 16), np.float32)
+    winograd.convolve(x32, w32, 1, y32, lambda part: None)
+    for name, y in (("im2col", im2col(x32, 3, 3, 1, 1) @ w32.reshape(-1, 16)), ("Winograd", y32.reshape(-1, 16))):
+        error_of[name].append(np.abs(y - exact).max() / np.abs(exact).max())
+print({name: f"{values[0]:.1e} .. {values[-1]:.1e}" for name, values in error_of.items()})
+
+# %% tags=["hide-input"]
+figure, axis = plt.subplots(figsize=(5.5, 3))
+for (name, values), style in zip(error_of.items(), ("o-", "s--"), strict=True):
+    axis.loglog(sizes, values, style, label=name, base=10)
+axis.set_xticks(sizes, [str(c) for c in sizes])
+axis.minorticks_off()
+axis.set(xlabel="channels", ylabel="largest relative error", ylim=(1e-8, 1e-4))
+axis.legend()
+plt.show()
+
+# %% [markdown]
+# A training step is noisier than that by far; but a comparison of two libraries to the last digit is not possible, and
+# `with mr.conv_method("im2col"):` is there for those who want one.
+#
+# ## 12. What does a net want to see?
 #
 # Time to let the gradient choose the kernels. A small net: two convolutions, each followed by ReLU and max pooling, and
 # a linear layer. The first kernels are 7x7, large enough to look at.
@@ -917,7 +1038,8 @@ print(f"\n{fewer} epochs: {straight:.1%} as they are, {scrambled:.1%} shuffled, 
 # - For the input $dP = G\,W^\top$, and col2im adds the copies back: $dx = \text{col2im}(G\,W^\top)$. At stride 1 that
 #   is a convolution of $g$ with the kernel rotated by 180 degrees and its channels swapped, padding $K-1-p$.
 # - 1x1 convolutions mix channels. Max pooling sends the gradient to the winner, average pooling shares it equally.
-# - The speed comes from one large product, made in pieces that fit the cache.
+# - The speed comes from one large product, made in pieces that fit the cache; and with many channels from Winograd's
+#   algorithm, which needs a quarter of the multiplications.
 #
 # ## Common mistakes
 #
@@ -962,7 +1084,7 @@ print(f"\n{fewer} epochs: {straight:.1%} as they are, {scrambled:.1%} shuffled, 
 #
 # ## Exercises
 #
-# Five functions, in `chapters/exercises/ch04_convolution.py`. Open that file, fill in one function, save, and run its
+# Six functions, in `chapters/exercises/ch04_convolution.py`. Open that file, fill in one function, save, and run its
 # cell here (or `pytest -m ex4_2`, or `python -m minires check 4.2` in a terminal: it is the same check). For help:
 # `hint("4.2")`, then `hint("4.2", 2)`.
 #
@@ -975,6 +1097,7 @@ print(f"\n{fewer} epochs: {straight:.1%} as they are, {scrambled:.1%} shuffled, 
 # | 4.3 `conv_forward` | a convolution as one product | 2 | about 8 |
 # | 4.4 `weight_gradients` | backward to the weights and the bias | 2 | about 6 |
 # | 4.5 `input_gradient` | backward to the images | 3 | about 10 |
+# | 4.6 `winograd_row` | two outputs from four products | 2 | about 10 |
 #
 # <!-- end -->
 
@@ -996,6 +1119,9 @@ check("4.4")
 check("4.5")
 
 # %%
+check("4.6")
+
+# %%
 hint("4.1")
 
 # %% [markdown]
@@ -1003,12 +1129,13 @@ hint("4.1")
 #
 # - `minires/conv.py`: `output_size`, `im2col`, `col2im`, `conv2d_simple`, `conv2d` with both gradients, pooling. You
 #   know every line of it now, except for the chunks, threads and blocks: those are in `minires/parallel.py`
-#   (`over_batch`, `product`).
+#   (`over_batch`, `product`). `minires/winograd.py` is section 11.
 # - `minires/nn.py`: `Conv2d`, the layer that holds the weights, with the initialisation of chapter 3. Its fan-in is
 #   $KH \cdot KW \cdot C$: the length of a row.
 # - `benchmarks/README.md`: what made the library's convolution faster, and what did not.
 # - Chapter 5 asks what becomes of a signal that goes through fifty such layers.
 # - Sources: LeCun et al. 1998, "Gradient-based learning applied to document recognition" (shared weights); Chellapilla
 #   et al. 2006, "High performance convolutional neural networks for document processing" (convolution as a matrix
-#   product); Lin et al. 2014, "Network in network" (1x1 convolutions, global average pooling); Dumoulin and Visin 2016,
-#   "A guide to convolution arithmetic for deep learning", for many drawings of strides and padding.
+#   product); Lavin and Gray 2016, "Fast algorithms for convolutional neural networks" (Winograd's algorithm in
+#   convolutions); Lin et al. 2014, "Network in network" (1x1 convolutions, global average pooling); Dumoulin and Visin
+#   2016, "A guide to convolution arithmetic for deep learning", for many drawings of strides and padding.

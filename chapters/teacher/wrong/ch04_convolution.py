@@ -249,4 +249,58 @@ WRONG = [
         "right for the first entry of axis 0, wrong after it ... wrong for: several images",
     ),
     Wrong("4.5", "zeros", "+= cols[:, :, :, a, b]", "+= 0", "all zero"),
+    Wrong(
+        "4.6",
+        "tiles one apart",
+        "i + 2 * tiles : 2]",
+        "i + tiles]",
+        "m: right for the first entry of axis 0, wrong after it ... wrong for: three tiles",
+    ),
+    Wrong("4.6", "half forgotten", "(w[0] + w[1] + w[2]) / 2", "w[0] + w[1] + w[2]", "m: ... wrong for: one tile"),
+    Wrong(
+        "4.6",
+        "a sign wrong in the second output",
+        "m1 - m2 - m3",
+        "m1 - m2 + m3",
+        "y: ... wrong for: one tile ... right for: three numbers, one output",
+    ),
+    Wrong("4.6", "the kernel turned", "tiles = (len", "w = w[::-1]\n    tiles = (len", "m: ... wrong for: one tile"),
+    Wrong(
+        "4.6",
+        "an output too many in rows of odd length",
+        "y.reshape(-1)[: len(x) - 2]",
+        "y.reshape(-1)",
+        "y: wrong shape: (6,), expected (5,) ... wrong for: a row of odd length",
+    ),
+    Wrong(
+        "4.6",
+        "first outputs first",
+        "m1 - m2 - m3], axis=1)",
+        "m1 - m2 - m3], axis=0)",
+        "y: the right numbers in another order ... wrong for: three tiles",
+    ),
+    Wrong(
+        "4.6",
+        "the last tile left out",
+        "(len(x) - 2 + 1) // 2",
+        "max(1, (len(x) - 2) // 2)",
+        "it stops with ValueError ... wrong for: a row of odd length",
+    ),
+    Wrong(
+        "4.6",
+        "float64 hard-wired",
+        "2 * tiles + 2, x.dtype)",
+        "2 * tiles + 2)",
+        "m: wrong dtype: float64, expected float32",
+    ),
+    Wrong(
+        "4.6", "d1 and d2 exchanged in the third", "d2 - d1, d1 - d3", "d1 - d2, d1 - d3", "m: ... wrong for: one tile"
+    ),
+    Wrong(
+        "4.6",
+        "the numbers of the tiles as they are",
+        "return m, y",
+        "return np.stack([d0, d1, d2, d3], axis=1) * u, y",
+        "m: ... wrong for: one tile",
+    ),
 ]
