@@ -78,7 +78,7 @@ def test_the_recorded_learning_rates_are_those_of_the_schedule(run):
     assert rows and [row["lr"] for row in rows] == pytest.approx([rate(row["step"] - 1) for row in rows])
 
 
-@pytest.mark.parametrize("name", ["bench.json", "ladder.json"])
+@pytest.mark.parametrize("name", ["bench.json", "ladder.json", "winograd_error.json"])
 def test_recorded_speeds_name_their_machine(name):
     machine = json.loads((ROOT / "benchmarks" / name).read_text(encoding="utf-8"))["machine"]
     assert {"processor", "cores", "system", "python", "numpy"} <= set(machine)
