@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from minires import kernels
 from minires.backend import Array, array_module
-from minires.parallel import over_batch
+from minires.parallel import over_batch, scratch
 from minires.tensor import Gradients, Tensor, add_up, check_tensors
 
 
@@ -135,7 +135,8 @@ def _channel_sums(g: Array, x: Array, mean: Array) -> Array:
     xp, mean = array_module(x), _repeat(mean, x)
 
     def sums(g: Array, x: Array) -> Array:
-        return xp.stack([_column_sums(g), xp.einsum("ij,ij->j", g, x - mean)])
+        centred = xp.subtract(x, mean, out=scratch("centred", x.shape, x))
+        return xp.stack([_column_sums(g), xp.einsum("ij,ij->j", g, centred)])
 
     return _sum_over_width(over_batch(sums, _long_rows(g), _long_rows(x)), x)
 
@@ -153,7 +154,7 @@ def _mean_and_variance(x: Array) -> tuple[Array, Array]:
     k_row = _repeat(k, x)
 
     def sums(x: Array) -> Array:
-        shifted = x - k_row
+        shifted = xp.subtract(x, k_row, out=scratch("centred", x.shape, x))
         return xp.stack([_column_sums(shifted), xp.einsum("ij,ij->j", shifted, shifted)])
 
     sum1, sum2 = _sum_over_width(over_batch(sums, _long_rows(x)), x)

@@ -30,7 +30,7 @@ from threadpoolctl import ThreadpoolController
 from minires.backend import Array, array_module
 
 CHUNK_BYTES = 3 * 1024 * 1024  # small enough for the cache, large enough that Python's share of the time is small
-MIN_PARALLEL_BYTES = 128 * 1024  # less than this is not worth waking another thread
+MIN_PARALLEL_BYTES = 1024 * 1024  # less than this is not worth waking another thread
 MIN_CHUNKS = 8  # more than most machines have cores
 
 

@@ -54,12 +54,11 @@ def test_number_and_size_of_im2col_calls(fixed_work, monkeypatch):
     monkeypatch.setattr(conv, "_im2col", counted)
     x, y = batch(16)
     gradients(mr.build("resnet20"), x, y)
-    # The columns of an image take 9/16 MiB in the first stage, so a chunk of 1 MiB holds one: 16 chunks. Later stages
-    # need less and are cut in 8 for the threads' sake, as is the first layer with its 3 channels (but in backward,
-    # where the size of its gradient counts).
-    # These stages have 32 and 64 channels: only their first convolutions, of stride 2, are done by im2col.
-    forward = 8 + 6 * 16 + 1 * 8 + 1 * 8
-    backward = 16 + 6 * 16 + 1 * 8 + 1 * 8  # one im2col for both gradients
+    # The columns of an image take 9/16 MiB in the first stage, so a chunk of 1 MiB holds one: 16 chunks. Those of the
+    # first layer take 3/16 of that. The other stages have 32 and 64 channels: only their first convolutions, of stride
+    # 2, are done by im2col; an image takes 9/64 and 9/128 MiB. Backward, the larger number of channels counts.
+    forward = 2 + 6 * 16 + 3 + 2
+    backward = 16 + 6 * 16 + 6 + 3  # one im2col for both gradients
     assert len(sizes) == forward + backward
     assert max(sizes) <= parallel.CHUNK_BYTES
 
