@@ -1,8 +1,8 @@
-"""One convolution in five steps, from loops to threads: where the speed of conv2d comes from.
+"""One convolution in six steps, from loops to Winograd's algorithm: where the speed of conv2d comes from.
 
     python benchmarks/ladder.py --json benchmarks/ladder.json --plot benchmarks/ladder.png
 
-A 3x3 convolution of 32 images of 32x32x16 to 16 channels, forward. The loops are timed on a part of one image and
+A 3x3 convolution of 32 images of 16x16x64 to 64 channels, forward. The loops are timed on a part of one image and
 scaled up.
 """
 
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from minires import Tensor, conv2d, set_num_threads
+from minires import Tensor, conv2d, conv_method, set_num_threads
 from minires.backend import Array
 from minires.conv import conv2d_naive, im2col
 from minires.devices.bench import measured_on
 from minires.parallel import one_blas_thread
 
-N, SIZE, C, F = 32, 32, 16, 16
+N, SIZE, C, F = 32, 16, 64, 64
 
 
 def loops(x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -69,14 +69,16 @@ def measure(threads: int) -> dict[str, float]:
         assert np.abs(y - expected).max() < 1e-4
     assert np.abs(loops(x[:1, :6, :6], w)[:, :5, :5] - expected[:1, :5, :5]).max() < 1e-4
 
-    small = x[:1, :8]  # a 128th of the batch's pixels
+    small = x[:1, :8]  # a 64th of the batch's pixels
     found = {"loops over every index": seconds(lambda: loops(small, w), 1) * x.size / small.size}
     found["NumPy sum per output pixel"] = seconds(lambda: conv2d_naive(x, w, None, 1, 1), 3)
     with one_blas_thread():
         found["im2col, whole batch"] = seconds(one_product, 15)
-    for name, count in (("im2col in chunks", 1), (f"chunks, {threads} threads", threads)):
-        set_num_threads(count)
-        found[name] = seconds(fast, 30)
+    with conv_method("im2col"):
+        for name, count in (("im2col in chunks", 1), (f"chunks, {threads} threads", threads)):
+            set_num_threads(count)
+            found[name] = seconds(fast, 30)
+    found[f"Winograd, {threads} threads"] = seconds(fast, 30)
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -92,7 +94,7 @@ def plot(found: dict[str, float], path: Path) -> None:
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(list(found), list(found.values()), color=["#0072B2"] * 5 + ["#E69F00"] * (len(found) - 5))
+    bars = axes.barh(list(found), list(found.values()), color=["#0072B2"] * 6 + ["#E69F00"] * (len(found) - 6))
     axes.bar_label(bars, [f"{ms:,.1f} ms" if ms < 100 else f"{ms:,.0f} ms" for ms in found.values()], padding=4)
     axes.set(
         xscale="log",
@@ -105,7 +107,7 @@ def plot(found: dict[str, float], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time a convolution from naive loops to threads.")
+    parser = argparse.ArgumentParser(description="Time a convolution from naive loops to Winograd's algorithm.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)

@@ -130,9 +130,8 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int = 1, pa
     xp, x_saved, w_saved = array_module(x.data), x.saved, w.saved
     w_matrix = w_saved.reshape(-1, f)  # (KH*KW*C, F)
     out = xp.empty((n, oh, ow, f), x.dtype)
-    by_winograd = _winograd_pays(x, w, stride)
-
     bias_row = None if bias is None else xp.broadcast_to(bias.data, (ow, f)).reshape(-1)  # long, as adding is fast then
+    by_winograd = _winograd_pays(x, w, stride)
 
     def add_bias(out: Array) -> None:
         if bias_row is not None:
@@ -194,6 +193,7 @@ def conv_method(name: str) -> Iterator[None]:
 
 
 def _winograd_pays(x: Tensor, w: Tensor, stride: int) -> bool:
+    """Whether `conv2d` uses Winograd's algorithm: measured, see benchmarks/README.md."""
     fits = w.shape[:2] == (3, 3) and stride == 1 and len(x) > 0
     return fits and min(w.shape[2:]) >= WINOGRAD_CHANNELS and getattr(_method, "name", "auto") == "auto"
 
