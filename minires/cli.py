@@ -477,6 +477,16 @@ def print_hint(
     hint(exercise, stage)
 
 
+@app.command()
+def elsewhere(
+    framework: Annotated[str, typer.Argument(help="pytorch, keras, flax, paddle, mindspore, jittor, tinygrad, onnx.")],
+) -> None:
+    """What another framework means by the same words, where that is not what minires means."""
+    from minires.course.elsewhere import differences
+
+    print(differences(framework))
+
+
 @app.command("reproduce")
 def reproduce_paper(
     name: Annotated[str, typer.Argument(help="An experiment, one run of it (fast/resnet20), or all.")] = "all",

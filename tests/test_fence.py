@@ -235,6 +235,7 @@ READERS = {
     "check": ["check"],
     "grade": ["grade", "private.txt"],
     "hint": ["hint", "1.1"],
+    "elsewhere": ["elsewhere", "keras"],
 }
 
 
