@@ -343,6 +343,22 @@ def predict_images(
         print(printable(plot))
 
 
+@app.command("export")
+def export_run(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    file: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
+) -> None:
+    """A trained net as an ONNX file: pictures in, probabilities out."""
+    from minires.training.export import export_onnx
+    from minires.training.folder import MODEL
+    from minires.training.run import load_run
+
+    file = output_path(file, ".onnx", [run / MODEL])
+    net, normalise, info = load_run(run)
+    export_onnx(net, file, normalise, list(info["classes"]))
+    print(printable(file))
+
+
 @app.command("summary")
 def print_summary(
     model: Annotated[str, typer.Argument(help=MODEL)],

@@ -31,6 +31,7 @@ FILES = {
     ("summary", "plot"): (["summary", "resnet8", "--plot"], None),
     ("data show", "out"): (["data", "show", "photos", "--out"], "photos/a/0.png"),
     ("plot", "out"): (["plot", "run", "--out"], "run/metrics.jsonl"),
+    ("export", "file"): (["export", "run"], "run/model.safetensors"),
 }
 TRAIN = ["train", "resnet8", "--width", "2", "--epochs", "1", "--data", "photos", "--threads", "1"]
 FOLDERS = {
@@ -42,7 +43,7 @@ FOLDERS = {
 
 
 def outputs():
-    """(command, option) of each option that names a file or a folder to write."""
+    """(command, option) of each option, or argument named `file`, that names a file or a folder to write."""
     found, apps = set(), [("", app)]
     for prefix, part in apps:
         apps += [(f"{group.name} ", group.typer_instance) for group in part.registered_groups]
@@ -50,7 +51,8 @@ def outputs():
             name = prefix + (command.name or command.callback.__name__)
             for option, hint in get_type_hints(command.callback, include_extras=True).items():
                 kinds = [type(extra).__name__ for extra in getattr(hint, "__metadata__", ())]
-                if "OptionInfo" in kinds and "Path" in str(hint.__origin__) and option not in INPUTS:
+                is_output = "OptionInfo" in kinds and option not in INPUTS or option == "file"
+                if is_output and "Path" in str(getattr(hint, "__origin__", "")):
                     found.add((name, option))
     return found
 
@@ -142,7 +144,8 @@ def links_to(target, home):
 @pytest.mark.parametrize("case", FILES, ids=" ".join)
 def test_a_file(case, home, status_of, capsys):
     arguments, target = FILES[case]
-    for name, written in (("new.png", "new.png"), ("new2", "new2.png"), ("nowhere/.new", "nowhere/.new.png")):
+    end = ".onnx" if case[0] == "export" and pytest.importorskip("onnx", reason="onnx is not installed") else ".png"
+    for name, written in ((f"new{end}", f"new{end}"), ("new2", f"new2{end}"), ("nowhere/.new", f"nowhere/.new{end}")):
         before = photograph(home)
         assert status_of(*arguments, name) == 0
         assert changes(home, before) - {"nowhere"} == {written}
