@@ -131,14 +131,14 @@ def assert_only_printed_paths_differ(home, before, text):
         assert path in named or is_part or is_new_folder, (path, text)
 
 
-def links_to(target, home):
+def links_to(target, home, end):
     """Other names of a file: a hard link, a symbolic link."""
-    os.link(home / target, home / "hard.png")
-    yield "hard.png"
+    os.link(home / target, home / f"hard{end}")
+    yield f"hard{end}"
     yield "hard"  # the suffix is added
     if os.name != "nt":
-        (home / "soft.png").symlink_to(target)
-        yield "soft.png"
+        (home / f"soft{end}").symlink_to(target)
+        yield f"soft{end}"
 
 
 @pytest.mark.parametrize("case", FILES, ids=" ".join)
@@ -152,7 +152,7 @@ def test_a_file(case, home, status_of, capsys):
         assert_only_printed_paths_differ(home, before, capsys.readouterr().out)
     refused = [".", "photos", "photos/", "README.md", "private.txt"]
     if target:
-        refused += [target, os.path.join("photos", "..", target), *links_to(target, home)]
+        refused += [target, os.path.join("photos", "..", target), *links_to(target, home, end)]
         refused += [target.removesuffix(".png")] if target.endswith(".png") else []
     before = photograph(home)
     for name in refused:

@@ -27,8 +27,8 @@ OPSET = 17
 def export_onnx(net: Module, path: FileName, normalise: Normalise, classes: list[str]) -> None:
     """Write `net`, on the CPU, with its normalisation and the names of its classes.
 
-    path: ends in .onnx; its folder is created. Raises RuntimeError if onnx is not installed, ValueError for another name or
-    for a net with an operation that has no counterpart here.
+    path: ends in .onnx; its folder is created. Raises RuntimeError if onnx is not installed, ValueError for another
+    name, or for a net with an operation that has no counterpart here.
     """
     path, onnx = Path(path), _import_onnx()
     if path.suffix != ".onnx":
