@@ -32,6 +32,28 @@ def test_contestants_take_turns(monkeypatch):
     assert times == [[3.0, 5.0, 7.0], [4.0, 6.0, 8.0]]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("ended early"), MemoryError])
+def test_every_contestant_ends_whatever_stops_one_of_them(error, monkeypatch):
+    ended = []
+
+    class Fake(Worker):
+        def __init__(self, peer, job):
+            self.peer = peer
+
+        def run(self):
+            if self.peer == "b":
+                raise error
+            return 1.0
+
+        def close(self):
+            ended.append(self.peer)
+
+    monkeypatch.setattr(bench, "Worker", Fake)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        in_turn([(peer, SMALL) for peer in "abc"], rounds=2)
+    assert ended == ["a", "b", "c"]
+
+
 def test_ratios_are_taken_round_by_round():
     row = quartiles([1.0, 4.0, 9.0], [1.0, 2.0, 3.0])
     assert row["seconds_median"] == 4.0 and row["ratio_median"] == 2.0

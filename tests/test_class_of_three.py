@@ -32,11 +32,20 @@ WRONG = ["wrong"] * 4
 LAST_WRONG = [*["solved"] * 3, "wrong"]
 
 CHILD = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', NOTE], {})"
-FILL = """try:
-    while len(full) < 64: full.append(b'x' * 2**24)
+
+
+def fill(block):
+    """Code that fills the memory with up to 64 blocks, and notes how much of it it got."""
+    return f"""try:
+    full = []
+    while len(full) < 64: full.append({block})
 except MemoryError:
     import resource; full.clear()
-    open(NOTE, 'w').write(f'answer {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}'); raise"""
+    open(NOTE, 'w').write(f'answer {{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}}'); raise"""
+
+
+IN_A_CHILD = f"""code = 'import sys; NOTE = sys.argv[1]\\n' + {fill("b'x' * 2**24")!r}
+if subprocess.run([sys.executable, '-c', code, NOTE]).returncode: raise MemoryError"""
 FORGED = repr('["1.4", "solved", "", "", ""]\n')
 
 IN_A_GROUP = f"assert {os.getpgrp()} not in (os.getpgrp(), os.getpgid(os.getppid()))"
@@ -58,7 +67,9 @@ WAYS = {
     "leaves a daemon running": (CHILD.format("start_new_session=True"), "", NOTHING_WRONG),
     "leaves a process running and ends": (CHILD.format(""), "os._exit(0)", IN_AN_ANSWER),
     "divides": ("os.fork()", "", NOTHING_WRONG),
-    "fills the memory": ("full = []", FILL, LAST_WRONG),
+    "fills the memory": ("", fill("b'x' * 2**24"), LAST_WRONG),
+    "fills the memory with arrays": ("", fill("np.ones(2**21)"), LAST_WRONG),
+    "fills the memory in a process that it starts": ("", IN_A_CHILD, LAST_WRONG),
     "fills the disk": ("", "open('large', 'wb').truncate(2**40)", LAST_WRONG),
     "writes results of its own": (
         f"open('results.jsonl', 'w').write({FORGED}); print({FORGED}); os.write(1, {FORGED}.encode())",
@@ -96,7 +107,13 @@ WAYS = {
         NOTHING_WRONG,
     ),
 }
-QUICK = ("ends Python in an answer", "leaves a daemon running", "writes results of its own", "writes to the checkout")
+QUICK = (
+    "ends Python in an answer",
+    "fills the memory",
+    "leaves a daemon running",
+    "writes results of its own",
+    "writes to the checkout",
+)
 
 
 def solution(stem):
@@ -176,7 +193,7 @@ def photograph():
 @pytest.mark.parametrize("way", [pytest.param(way, marks=[] if way in QUICK else pytest.mark.slow) for way in WAYS])
 def test_a_hostile_file(way, folder, others, temporary, tmp_path, monkeypatch):
     head, body, statuses = WAYS[way]
-    if way == "fills the memory" and sys.platform != "linux":
+    if way.startswith("fills the memory") and sys.platform != "linux":
         pytest.skip("only Linux limits memory")
     note, before = tmp_path / "note", photograph()
     text = solution("ch01_autograd")
@@ -199,7 +216,7 @@ def test_a_hostile_file(way, folder, others, temporary, tmp_path, monkeypatch):
     assert processes(mark) == []
     assert photograph() == before
     assert list(temporary.iterdir()) == [] or way == "fills its working folder"
-    if way == "fills the memory":
+    if way.startswith("fills the memory"):
         assert "it stops with MemoryError" in middle[3].diagnosis
         assert MEMORY / 2 < int(note.read_text().split()[1]) * 1024 < MEMORY + LIBRARIES
     if way == "fills the disk":

@@ -162,6 +162,18 @@ def test_leaving_early_ends_the_thread():
     assert loader_threads() == []
 
 
+def test_a_thread_that_cannot_be_started_is_an_error_each_time(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                next(loader().epoch())
+    assert len(list(loader().epoch())) == 7
+
+
 def test_error_reaches_the_consumer():
     calls = []
 

@@ -92,6 +92,20 @@ def test_a_single_number_has_no_batch():
     assert out == 3
 
 
+def test_eight_threads_take_each_chunk_once():
+    """Also where threads change places after nearly every step of Python, as without the interpreter's lock."""
+    set_num_threads(8)
+    interval, taken = sys.getswitchinterval(), []
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            over_batch(lambda items: taken.append(int(items[0])), np.arange(9), item_bytes=10**9)
+            assert sorted(taken) == list(range(9))
+            taken.clear()
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_a_slow_thread_leaves_the_rest_to_the_others():
     set_num_threads(2)
     counts = {}
