@@ -54,6 +54,15 @@ def test_every_contestant_ends_whatever_stops_one_of_them(error, monkeypatch):
     assert ended == ["a", "b", "c"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has process groups of another kind")
+def test_ctrl_c_in_a_terminal_does_not_reach_a_contestant():
+    worker = Worker("minires", SMALL)
+    try:
+        assert os.getpgid(worker.process.pid) != os.getpgrp()
+    finally:
+        worker.close()
+
+
 def test_ratios_are_taken_round_by_round():
     row = quartiles([1.0, 4.0, 9.0], [1.0, 2.0, 3.0])
     assert row["seconds_median"] == 4.0 and row["ratio_median"] == 2.0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 
 import numpy as np
 import pytest
@@ -104,6 +105,17 @@ def test_eight_threads_take_each_chunk_once():
             taken.clear()
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_the_last_chunk_may_go_to_another_thread_between_the_look_and_the_grasp(monkeypatch):
+    class LooksFull(deque):
+        def __bool__(self):
+            return True
+
+    monkeypatch.setattr(parallel, "deque", LooksFull)
+    for threads in (1, 3):
+        set_num_threads(threads)
+        assert over_batch(np.sum, np.arange(9), item_bytes=10**9) == 36
 
 
 def test_a_slow_thread_leaves_the_rest_to_the_others():
