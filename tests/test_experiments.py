@@ -671,3 +671,12 @@ def test_a_legend_of_long_names_stays_inside_the_figure():
 def test_spread_shows_each_value_and_the_mean():
     axes = plots.spread({"A": [1.0, 2.0, 6.0], "B": [4.0]}, "error").axes[0]
     assert [list(line.get_ydata()) for line in axes.lines] == [[1, 2, 6], [3, 3], [4], [4, 4]]
+
+
+@pytest.mark.parametrize("config", [None, [], 3])
+def test_a_config_that_is_no_object_is_named(config, complete, tmp_path):
+    shutil.copytree(complete / "zero-residual", tmp_path / "zero-residual")
+    file = tmp_path / "zero-residual" / "plain" / "config.json"
+    file.write_text(json.dumps({"config": config, "steps": 1}), encoding="utf-8")
+    with pytest.raises(FileError, match=r"config\.json is damaged: expected an object with config and steps"):
+        tables.rebuild(tmp_path)

@@ -211,7 +211,9 @@ def test_tables_and_figures(home, status_of, capsys):
     assert changes(home, before) == {"results/README.md", "results/zero-residual/zero-residual.png"}
     assert_only_printed_paths_differ(home, before, out)
     page = (home / "results" / "README.md").read_bytes()
-    assert page.startswith(b"# Mine\r\n<!-- table: zero-residual -->\n") and page.endswith(b"<!-- end -->\r\nmore\r\n")
+    assert page.startswith(b"# Mine\r\n<!-- table: zero-residual -->\r\n") and page.endswith(
+        b"<!-- end -->\r\nmore\r\n"
+    )
     before = photograph(home)
     assert status_of(*FOLDERS["reproduce", "out"], "results") == 0  # they are up to date
     assert changes(home, before) == set()

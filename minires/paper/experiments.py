@@ -31,7 +31,7 @@ import numpy as np
 
 from minires.data import Dataset
 from minires.devices.machine import environment, peak_memory
-from minires.files import FileError, read_rows, write_atomically
+from minires.files import FileError, printable, read_rows, write_atomically
 from minires.functional import cross_entropy
 from minires.nn import Module, Sequential, forward_hook
 from minires.optim import SGD
@@ -251,7 +251,7 @@ def reproduce(
         if not runs[run].is_finished(out):
             if time.monotonic() > deadline:
                 return False
-            print(f"{run}: run folder {out}", flush=True)
+            print(f"{run}: run folder {printable(out)}", flush=True)
             runs[run].run(out, data, deadline)
             if not runs[run].is_finished(out):
                 return False

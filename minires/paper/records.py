@@ -33,7 +33,7 @@ class Record:
 
     def __init__(self, out: Path):
         self.out, self.about = out, read_json(out / CONFIG)
-        if not (isinstance(self.about, dict) and self.about.keys() >= {"config", "steps"}):
+        if not (isinstance(self.about, dict) and isinstance(self.about.get("config"), dict) and "steps" in self.about):
             raise FileError(f"{out / CONFIG} is damaged: expected an object with config and steps in JSON")
         self.config: dict[str, Any] = self.about["config"]
         epoch = ["step", "epoch", "train_acc", "test_acc"] if "model" in self.config else ["step"]

@@ -213,7 +213,7 @@ def very_deep(results: Path) -> str:
         s = r.steps
         at_first_rate = [row for row in s if row["lr"] == s[0]["lr"]]
         seconds = [b["seconds"] - a["seconds"] for a, b in zip(s, s[1:], strict=False)]
-        memory = [row["peak_mib"] for row in s if row["peak_mib"]]
+        memory = [row["peak_mib"] for row in s if isinstance(row.get("peak_mib"), int | float)]
         parts = {
             f"first {WINDOW} steps": s[:WINDOW],
             f"last {WINDOW} at the first rate": at_first_rate[-WINDOW:],
@@ -367,7 +367,7 @@ def fill(page: str, results: Path) -> str:
         figures = FIGURES.get(name, {}).items()
         images = [f"![{caption}]({file})" for file, (caption, _) in figures if (results / file).exists()]
         text = "\n\n".join([mark[1], TABLES[name](results) or "Not run yet.", *images, mark[3]])
-        return text.replace("\n", "\r\n") if "\r\n" in mark[0] else text
+        return text.replace("\n", "\r\n") if "\r\n" in page else text
 
     return MARKED.sub(table, page)
 
